@@ -1,0 +1,42 @@
+//! obo, "on behalf of": an MCP server whose tools act as the person who asked, with that person's own permission.
+//!
+//! # Layout
+//! The modules stand in the order of a call's life; each may use only those above it (`tests/it/layering.rs`).
+//!
+//! - [`id`], [`secret`], [`clock`], [`failure`]: names, secrets, time, and what can go wrong.
+//! - [`store`], [`keys`], [`egress`]: where records are kept, how they are sealed, where requests may go.
+//! - [`identity`]: who is this? · [`catalog`]: what is asked for?
+//! - [`policy`]: may they? · [`oauth`]: the only client of token endpoints.
+//! - [`vault`]: the person's token · [`executor`]: the only client of provider APIs · [`audit`]: who did what.
+//! - [`consent`]: has the person said yes?
+//! - [`call`]: the only place that knows all the stages.
+//! - [`transport`]: MCP over stdio and HTTP, and the pages a person sees.
+//! - [`config`], [`cli`]: everything put together.
+
+pub mod clock;
+pub mod failure;
+pub mod id;
+pub mod secret;
+
+pub mod egress;
+pub mod keys;
+pub mod store;
+
+pub mod catalog;
+pub mod identity;
+
+pub mod oauth;
+pub mod policy;
+
+pub mod audit;
+pub mod executor;
+pub mod vault;
+
+pub mod consent;
+
+pub mod call;
+
+pub mod transport;
+
+pub mod cli;
+pub mod config;

@@ -1,0 +1,2 @@
+//! The `obo` program.
+fn main() {}

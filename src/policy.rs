@@ -1,0 +1,91 @@
+//! May they? A [`Permit`] is built here and nowhere else.
+
+use std::sync::Arc;
+
+use crate::catalog::{Arguments, Tool};
+use crate::failure::{Code, Failure};
+use crate::id::Person;
+use crate::identity::Subject;
+
+/// A person's permission for one call: this tool, these arguments.
+///
+/// Invariant INV-1: only [`Policy::decide`] builds one, and nothing reaches a provider without one.
+#[derive(Clone)]
+pub struct Permit {
+    person: Person,
+    tool: Arc<Tool>,
+    arguments: Arc<Arguments>,
+    policies: Vec<String>,
+}
+
+impl Permit {
+    /// Who may.
+    pub fn person(&self) -> &Person {
+        &self.person
+    }
+
+    /// What they may call.
+    pub fn tool(&self) -> &Arc<Tool> {
+        &self.tool
+    }
+
+    /// With what.
+    pub fn arguments(&self) -> &Arguments {
+        &self.arguments
+    }
+
+    /// The policies that allowed it, for the audit.
+    pub fn policies(&self) -> &[String] {
+        &self.policies
+    }
+}
+
+/// Something whose audit record is durable.
+///
+/// Invariant INV-3: the executor takes only a `Recorded<Permit>`, so no request is made that the audit does not know.
+#[derive(Clone)]
+pub struct Recorded<T>(T);
+
+impl<T> Recorded<T> {
+    /// Marks `inner` as recorded. For the audit alone, after its record is durable; `tests/it/layering.rs` holds that.
+    pub fn after_durable_record(inner: T) -> Self {
+        Self(inner)
+    }
+}
+
+impl<T> std::ops::Deref for Recorded<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// The rules in force. Until an operator writes policies: every signed-in person may call every enabled tool.
+#[derive(Debug, Clone, Default)]
+pub struct Policy;
+
+impl Policy {
+    /// Decides on one call. Pure: no I/O, no clock.
+    ///
+    /// # Errors
+    /// A [`Failure`] with code `denied`; its message says what to do, and never which policy exists.
+    pub fn decide(&self, subject: &Subject, tool: &Arc<Tool>, arguments: Arguments) -> Result<Permit, Failure> {
+        if !self.may_see(subject, tool) {
+            return Err(Failure::new(
+                Code::Denied,
+                format!("you may not call {} here; ask the operator of this obo server for it", tool.name),
+            ));
+        }
+        Ok(Permit {
+            person: subject.person().clone(),
+            tool: Arc::clone(tool),
+            arguments: Arc::new(arguments),
+            policies: vec!["signed-in".to_owned()],
+        })
+    }
+
+    /// Whether a tool is shown to a person at all.
+    pub fn may_see(&self, _subject: &Subject, _tool: &Tool) -> bool {
+        true
+    }
+}

@@ -1,0 +1,162 @@
+//! Where records are kept: sealed bytes under opaque keys, and an append-only log.
+//!
+//! One trait, one file a backend, one contract suite (`tests/it/contract_store.rs`) that every backend passes. A store
+//! knows no secret and no name: keys are hashes, bodies are sealed by [`crate::keys`] before they arrive.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+pub mod sqlite;
+
+/// What a record is. The number is stored.
+///
+/// NEVER CHANGE OR REUSE A NUMBER: records of existing vaults would be read as something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Table {
+    /// The vault's own facts: format, key id, canary.
+    Meta = 1,
+    /// A tenant's data key, wrapped.
+    DataKey = 2,
+    /// A connection of a person to a provider.
+    Grant = 3,
+    /// A consent flow.
+    Flow = 4,
+    /// The OAuth `state` of a forwarded flow.
+    State = 5,
+    /// A browser signed in to the consent pages.
+    Session = 6,
+    /// A token issued by obo.
+    Token = 7,
+    /// A trusted application.
+    Application = 8,
+    /// The newest head of an audit chain.
+    AuditHead = 9,
+}
+
+/// The key of a record: a hash, so that it tells nothing about what it names.
+pub type RecordKey = [u8; 32];
+
+/// A stored record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// What it is.
+    pub table: Table,
+    /// Its key, unique within the table.
+    pub key: RecordKey,
+    /// What it belongs to, for [`Store::owned`]; a hash too.
+    pub owner: RecordKey,
+    /// Counts the writes, beginning with 1. The store sets it.
+    pub generation: u64,
+    /// When it may be pruned; never, where there is none. Readers check the time themselves.
+    pub expires_at: Option<Timestamp>,
+    /// The sealed body.
+    pub sealed: Vec<u8>,
+}
+
+/// One entry of the append-only log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEntry {
+    /// The chain it belongs to.
+    pub writer: String,
+    /// Its number in the chain, beginning with 1. Unique within the chain.
+    pub seq: u64,
+    /// The record, as text.
+    pub body: String,
+}
+
+/// A change. A list of them is made whole or not at all.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// Adds a record; a conflict where the key is taken. `generation` is ignored.
+    Insert(Record),
+    /// Replaces a record whose generation is still `record.generation`; otherwise a conflict.
+    Replace(Record),
+    /// Adds or replaces whatever stands there. `generation` is ignored.
+    Put(Record),
+    /// Removes a record whose generation is still `generation`; otherwise a conflict.
+    Delete {
+        /// What it is.
+        table: Table,
+        /// Its key.
+        key: RecordKey,
+        /// The generation that was read.
+        generation: u64,
+    },
+    /// Appends to the log; a conflict where `(writer, seq)` is taken.
+    Append(LogEntry),
+}
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else wrote first: read again and decide again. Nothing was changed.
+    #[error("the record was changed by somebody else in the meantime")]
+    Conflict,
+    /// The store cannot be reached, read or written. The text is for the operator. Nothing was changed.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The files are not what they should be: wrong permissions, a newer format, a network folder.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Holds a name exclusively, over processes and replicas, until it is dropped (or its holder dies).
+pub struct Lease(#[expect(dead_code, reason = "held for its Drop")] Box<dyn Send + Sync>);
+
+impl Lease {
+    /// Wraps whatever releases the name when it is dropped.
+    pub fn new(guard: impl Send + Sync + 'static) -> Self {
+        Self(Box::new(guard))
+    }
+}
+
+/// A place for records and the log.
+///
+/// # Cancellation
+/// A write whose future is dropped may or may not have happened; it never happens by halves.
+#[async_trait::async_trait]
+pub trait Store: Send + Sync {
+    /// Reads one record, expired or not.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError>;
+
+    /// Reads the records of one owner, in the order of their keys.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn owned(&self, table: Table, owner: &RecordKey) -> Result<Vec<Record>, StoreError>;
+
+    /// Reads up to `limit` records of a table whose keys come after `after`, in the order of their keys.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn scan(&self, table: Table, after: Option<&RecordKey>, limit: usize) -> Result<Vec<Record>, StoreError>;
+
+    /// Makes all changes durably, or none. Returns once they outlive a crash.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when a condition does not hold; [`StoreError::Unavailable`].
+    async fn apply(&self, writes: Vec<Write>) -> Result<(), StoreError>;
+
+    /// Reads up to `limit` log entries after position `after` (0 for the beginning), oldest first, with positions.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn log(&self, after: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError>;
+
+    /// Removes records that expired before `now`, and says how many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn prune(&self, now: Timestamp) -> Result<usize, StoreError>;
+
+    /// Takes `name` exclusively, waiting up to `wait`; `None` when it stayed taken. Freed when its holder dies.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn lease(&self, name: &RecordKey, wait: Duration) -> Result<Option<Lease>, StoreError>;
+}

@@ -117,6 +117,8 @@ pub struct Failure {
     pub status: Option<u16>,
     /// What the operator needs to know beyond the message.
     pub cause: Option<String>,
+    /// Something the audit must say besides the code: `leak.blocked`.
+    pub note: Option<&'static str>,
 }
 
 impl Failure {
@@ -129,6 +131,7 @@ impl Failure {
             retry_after: None,
             status: None,
             cause: None,
+            note: None,
         }
     }
 
@@ -141,6 +144,13 @@ impl Failure {
     #[must_use]
     pub fn because(mut self, cause: impl std::fmt::Display) -> Self {
         self.cause = Some(cause.to_string());
+        self
+    }
+
+    /// Adds what the audit must say besides the code.
+    #[must_use]
+    pub fn noted(mut self, note: &'static str) -> Self {
+        self.note = Some(note);
         self
     }
 

@@ -1,14 +1,45 @@
 //! Has the person said yes? Finds the grant a call needs, or asks for it with a link.
 
-pub mod flow;
-
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::id::{ProviderId, ToolName};
+use crate::audit::Audit;
+use crate::catalog::{Catalog, Provider, Tool};
+use crate::clock::SharedClock;
+use crate::failure::{Code, Failure};
+use crate::id::{Person, ProviderId, ToolName};
+use crate::keys::Keys;
+use crate::oauth::Oauth;
+use crate::policy::{Permit, Recorded};
+use crate::store::Store;
+use crate::vault::{Grant, GrantStatus, Vault};
 
-pub use flow::FlowId;
+mod callback;
+mod flow;
+mod request_state;
+mod session;
+mod standing;
+mod visit;
+
+pub use callback::{CallbackQuery, Returned};
+pub use flow::{FLOW_TTL, FlowId, MAX_OPEN_PER_PERSON, Need};
+pub use session::{BrowserCookie, SESSION_TTL};
+pub use visit::{Asking, Listener, View, Visitor};
+
+use flow::{Flow, Flows, NewFlow, Stage};
+use standing::Standing;
+
+/// The longest a call may be held for a consent.
+pub const MAX_WAIT: Duration = Duration::from_secs(50);
+/// How often a call looks at its grants anew when a flow ended under it.
+const MAX_PASSES: usize = 3;
+/// How often a held call looks into the store, where another process may have put the grant.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A link that a person must open before a call can go through.
 #[derive(Debug, Clone)]
@@ -40,5 +71,317 @@ pub trait Door: Send + Sync {
     ///
     /// # Errors
     /// The failure for the caller, naming the port that a stranger holds.
-    async fn base(&self) -> Result<Url, crate::failure::Failure>;
+    async fn base(&self) -> Result<Url, Failure>;
+}
+
+/// Why there is no grant.
+#[derive(Debug, Clone)]
+pub enum NoGrant {
+    /// The person must open a link.
+    Ask(Box<Link>),
+    /// The `requestState` does not belong to this person and call, or is too old.
+    BadRequestState,
+    /// Something else.
+    Failed(Failure),
+}
+
+impl From<Failure> for NoGrant {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// How a held call came free.
+enum Held {
+    /// The grant is there.
+    Granted(Box<Grant>),
+    /// The flow ended. The grant may be there, or be for less than the call needs.
+    Ended,
+    /// Nothing happened in the time.
+    TimeUp,
+}
+
+/// How a call asks.
+pub struct Ask<'a> {
+    /// Who acts for the person.
+    pub actor: &'a str,
+    /// The account the call names, by key or label.
+    pub account: Option<&'a str>,
+    /// The `requestState` of a retry.
+    pub request_state: Option<&'a str>,
+    /// The person said no in the client: do not wait.
+    pub refused: bool,
+    /// Scopes that the provider says are missing although the grant has them, and grants that it no longer accepts:
+    /// the standing grant is not enough.
+    pub not_enough: bool,
+}
+
+/// Everything consent needs.
+pub struct Parts {
+    /// Where flows and sessions are kept.
+    pub store: Arc<dyn Store>,
+    /// What seals them.
+    pub keys: Keys,
+    /// The grants.
+    pub vault: Vault,
+    /// Exchanges the codes.
+    pub oauth: Oauth,
+    /// The providers.
+    pub catalog: Arc<Catalog>,
+    /// Records consents.
+    pub audit: Audit,
+    /// The time.
+    pub clock: SharedClock,
+    /// Where the pages are.
+    pub door: Arc<dyn Door>,
+    /// How long to hold a retry; at most [`MAX_WAIT`].
+    pub wait: Duration,
+    /// Whether flows made here are for the machine's own user: stdio and the command line.
+    pub local: bool,
+}
+
+/// Consent. Cheap to clone.
+#[derive(Clone)]
+pub struct Consent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    flows: Flows,
+    store: Arc<dyn Store>,
+    keys: Keys,
+    vault: Vault,
+    oauth: Oauth,
+    catalog: Arc<Catalog>,
+    audit: Audit,
+    clock: SharedClock,
+    door: Arc<dyn Door>,
+    wait: Duration,
+    local: bool,
+    /// Wakes held calls of this process when a flow of it ends.
+    ended: Notify,
+    /// Exchanges under way: none may be cut off between the provider's answer and the vault.
+    exchanges: TaskTracker,
+}
+
+impl Consent {
+    /// Puts consent together.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { store, keys, vault, oauth, catalog, audit, clock, door, wait, local } = parts;
+        let flows = Flows::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock));
+        let wait = wait.min(MAX_WAIT);
+        let ended = Notify::new();
+        Self {
+            inner: Arc::new(Inner {
+                flows,
+                store,
+                keys,
+                vault,
+                oauth,
+                catalog,
+                audit,
+                clock,
+                door,
+                wait,
+                local,
+                ended,
+                exchanges: TaskTracker::new(),
+            }),
+        }
+    }
+
+    /// Waits for code exchanges under way, at most `within`. For shutdown.
+    pub async fn drain(&self, within: Duration) {
+        self.inner.exchanges.close();
+        let _ = tokio::time::timeout(within, self.inner.exchanges.wait()).await;
+    }
+
+    /// The grant that a call runs on, or the link that its person must open.
+    ///
+    /// The call that first gives a link out never waits. The same call made again while the link is open, and a retry
+    /// with its `requestState`, are held for a while.
+    ///
+    /// # Errors
+    /// See [`NoGrant`].
+    pub async fn grant_for(&self, permit: &Recorded<Permit>, ask: &Ask<'_>) -> Result<Grant, NoGrant> {
+        if let Some(state) = ask.request_state {
+            self.check_request_state(permit, state).await?;
+        }
+        // A flow can end between a look at the grants and a look at the flow: then look at both once more.
+        for _ in 0..MAX_PASSES {
+            match self.find_or_ask(permit, ask).await? {
+                Some(grant) => return Ok(grant),
+                None => continue,
+            }
+        }
+        Err(Failure::internal("a consent flow kept ending without the grant it was for").into())
+    }
+
+    async fn find_or_ask(&self, permit: &Recorded<Permit>, ask: &Ask<'_>) -> Result<Option<Grant>, NoGrant> {
+        let need = match self.standing(permit, ask).await? {
+            Standing::Ready(grant) => return Ok(Some(*grant)),
+            Standing::Missing(need) => need,
+        };
+        // Before the flow is made: while a stranger holds the port there is no link.
+        let base = self.inner.door.base().await?;
+        let tool = permit.tool();
+        let (flow, given_before) = self
+            .inner
+            .flows
+            .open(NewFlow {
+                need,
+                tool: Some(tool.name.clone()),
+                tool_title: Some(tool.title.clone()),
+                actor: ask.actor.to_owned(),
+                local: self.inner.local,
+                call: Some(call_digest(permit)),
+            })
+            .await?;
+
+        let hold = (given_before || ask.request_state.is_some()) && !ask.refused && !ask.not_enough;
+        if hold {
+            match self.hold(permit, ask, &flow.id).await? {
+                Held::Granted(grant) => return Ok(Some(*grant)),
+                Held::Ended => return Ok(None),
+                Held::TimeUp => {}
+            }
+        }
+        let request_state = self.seal_request_state(permit, &flow.id).await?;
+        let link = self.link(&base, &flow, &tool.provider, request_state, hold)?;
+        Err(NoGrant::Ask(Box::new(link)))
+    }
+
+    /// A link for connecting a provider without a call, for the command line.
+    ///
+    /// # Errors
+    /// The failure for the person.
+    pub async fn connect(
+        &self,
+        person: &Person,
+        provider: &Provider,
+        scopes: BTreeSet<String>,
+        actor: &str,
+    ) -> Result<Link, Failure> {
+        let base = self.inner.door.base().await?;
+        let need = Need {
+            person: person.clone(),
+            provider: provider.id.clone(),
+            scopes,
+            held: BTreeSet::new(),
+            account: None,
+        };
+        let new = NewFlow {
+            need,
+            tool: None,
+            tool_title: None,
+            actor: actor.to_owned(),
+            local: self.inner.local,
+            call: None,
+        };
+        let (flow, _) = self.inner.flows.open(new).await?;
+        self.link(&base, &flow, provider, String::new(), false)
+    }
+
+    /// Waits until a flow has ended, and yields the label of the account that was connected.
+    ///
+    /// # Errors
+    /// `authorization_required` when it was declined or has expired.
+    pub async fn wait_for(&self, id: &FlowId) -> Result<String, Failure> {
+        loop {
+            let woken = self.inner.ended.notified();
+            let now = self.inner.clock.now();
+            match self.inner.flows.find(id).await? {
+                Some(Flow { stage: Stage::Connected { account }, .. }) => return Ok(account),
+                Some(Flow { stage: Stage::Declined, .. }) => return Err(declined()),
+                Some(flow) if now < flow.expires_at => {}
+                _ => return Err(Failure::new(Code::AuthorizationRequired, "the link expired before it was used")),
+            }
+            tokio::select! {
+                () = woken => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// Holds a call until the grant is there, the person declines, or the time is up.
+    async fn hold(&self, permit: &Recorded<Permit>, ask: &Ask<'_>, id: &FlowId) -> Result<Held, NoGrant> {
+        let deadline = tokio::time::Instant::now() + self.inner.wait;
+        loop {
+            // Registered before looking, so that an ending between the look and the wait is not missed.
+            let woken = self.inner.ended.notified();
+            if let Standing::Ready(grant) = self.standing(permit, ask).await? {
+                return Ok(Held::Granted(grant));
+            }
+            match self.inner.flows.find(id).await?.map(|flow| flow.stage) {
+                Some(Stage::Declined) => return Err(declined().into()),
+                Some(Stage::Connected { .. }) | None => return Ok(Held::Ended),
+                Some(Stage::Open | Stage::Forwarded(_) | Stage::Exchanging) => {}
+            }
+            tokio::select! {
+                () = woken => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep_until(deadline) => return Ok(Held::TimeUp),
+            }
+        }
+    }
+
+    fn link(
+        &self,
+        base: &Url,
+        flow: &Flow,
+        provider: &Provider,
+        request_state: String,
+        waited: bool,
+    ) -> Result<Link, Failure> {
+        let mut url = base.clone();
+        url.path_segments_mut()
+            .map_err(|()| Failure::internal("public_url cannot have paths"))?
+            .pop_if_empty()
+            .extend(["connect", flow.id.as_str()]);
+        Ok(Link {
+            flow: flow.id.clone(),
+            url,
+            provider: provider.id.clone(),
+            provider_name: provider.name.clone(),
+            tool: flow.tool.clone(),
+            scopes: flow.need.scopes.iter().cloned().collect(),
+            expires_in: flow.expires_in(self.inner.clock.now()),
+            request_state,
+            waited,
+        })
+    }
+}
+
+fn declined() -> Failure {
+    Failure::new(
+        Code::AuthorizationRequired,
+        "the person declined to connect this account; ask them before you try again",
+    )
+}
+
+/// Names a call: the same person, tool and arguments give the same digest.
+fn call_digest(permit: &Permit) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    let mut sha = Sha256::new();
+    for part in permit.person().parts() {
+        sha.update((part.len() as u64).to_be_bytes());
+        sha.update(part);
+    }
+    sha.update(permit.tool().name.as_str().as_bytes());
+    sha.update(permit.arguments().digest());
+    sha.finalize().into()
+}
+
+/// Whether a grant can be used with this provider as it is configured now.
+fn usable(grant: &Grant, provider: &Provider) -> bool {
+    grant.status == GrantStatus::Active && grant.fingerprint == provider.fingerprint()
+}
+
+/// The scopes of the tool's cheapest alternative that `held` lacks; none when one alternative is complete.
+fn missing_scopes(tool: &Tool, held: &BTreeSet<String>) -> BTreeSet<String> {
+    tool.scopes_any_of
+        .iter()
+        .map(|set| set.iter().filter(|scope| !held.contains(*scope)).cloned().collect::<BTreeSet<_>>())
+        .min_by_key(BTreeSet::len)
+        .unwrap_or_default()
 }

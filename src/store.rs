@@ -23,8 +23,6 @@ pub enum Table {
     Grant = 3,
     /// A consent flow.
     Flow = 4,
-    /// The OAuth `state` of a forwarded flow.
-    State = 5,
     /// A browser signed in to the consent pages.
     Session = 6,
     /// A token issued by obo.

@@ -1,15 +1,36 @@
 //! A consent flow: one link, from the call that asked for it to the code that was exchanged.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use crate::clock::{SharedClock, later, remaining};
+use crate::failure::{Code, Failure};
+use crate::id::{Person, ProviderId, TenantId, ToolName};
+use crate::keys::{Context, Keys, OpenKeys};
 use crate::secret::random_text;
+use crate::store::{Record, RecordKey, Store, StoreError, Table, Write};
 
 /// How many random bytes a flow id has. The link is a capability to see the page, so it must not be guessable.
 const FLOW_ID_BYTES: usize = 24;
+/// How long a link stays good.
+pub const FLOW_TTL: Duration = Duration::from_secs(600);
+/// A link with less time left than this is not handed out again.
+const WORTH_REUSING: Duration = Duration::from_secs(120);
+/// How many links of one person may be open at the same time.
+pub const MAX_OPEN_PER_PERSON: usize = 20;
+/// How many different calls one link remembers.
+const MAX_CALLS: usize = 64;
 
 /// The id of a flow, as it stands in its link: 192 random bits, base64url.
-#[derive(Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FlowId(String);
 
@@ -22,6 +43,11 @@ impl FlowId {
     /// The id as text, for the link.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The key of the flow's record.
+    pub(super) fn key(&self) -> RecordKey {
+        Sha256::digest([b"obo flow ", self.0.as_bytes()].concat()).into()
     }
 }
 
@@ -44,5 +70,251 @@ impl fmt::Debug for FlowId {
     /// Only the beginning: a log must not be a list of working links.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "FlowId({}…)", &self.0[..6.min(self.0.len())])
+    }
+}
+
+/// What a link asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Need {
+    /// Who must say yes.
+    pub person: Person,
+    /// To which provider.
+    pub provider: ProviderId,
+    /// The scopes to ask for.
+    pub scopes: BTreeSet<String>,
+    /// The scopes that the connection has already. Asked for again where the provider would drop them otherwise.
+    pub held: BTreeSet<String>,
+    /// The account that should be picked, by its label.
+    pub account: Option<String>,
+}
+
+/// Where a flow stands.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(tag = "at", rename_all = "snake_case")]
+pub(super) enum Stage {
+    /// The link was given out; the button was not pressed yet, or the answer that came was no good.
+    Open,
+    /// The browser was sent to the provider.
+    Forwarded(Forwarded),
+    /// A code came back and is being exchanged.
+    Exchanging,
+    /// Done.
+    Connected {
+        /// The account's label.
+        account: String,
+    },
+    /// The person said no.
+    Declined,
+}
+
+/// What must come back from the provider, and from where.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Forwarded {
+    /// SHA-256 of the `state`: the state itself is never stored.
+    pub(super) state: [u8; 32],
+    /// SHA-256 of the cookie of the browser that pressed the button.
+    pub(super) browser: [u8; 32],
+    /// The PKCE verifier. It stands in a sealed record only.
+    pub(super) verifier: Option<String>,
+    /// Where the provider was told to send the browser.
+    pub(super) redirect_uri: Url,
+    /// The answer must come before.
+    pub(super) until: Timestamp,
+}
+
+/// A flow, as it stands in its sealed record.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Flow {
+    pub(super) id: FlowId,
+    pub(super) need: Need,
+    /// The tool whose call asked first.
+    pub(super) tool: Option<ToolName>,
+    pub(super) tool_title: Option<String>,
+    /// Who asked for the person: shown, never trusted.
+    pub(super) actor: String,
+    /// Made by stdio or the command line: their listeners serve it without sign-in.
+    pub(super) local: bool,
+    pub(super) expires_at: Timestamp,
+    /// Digests of the calls that were given this link: the same call again is held for it.
+    pub(super) calls: Vec<[u8; 32]>,
+    pub(super) stage: Stage,
+    /// The record's generation when it was read.
+    #[serde(skip)]
+    pub(super) generation: u64,
+}
+
+impl Flow {
+    /// Whether the link can still be used.
+    pub(super) fn is_open(&self, now: Timestamp) -> bool {
+        now < self.expires_at && matches!(self.stage, Stage::Open | Stage::Forwarded(_))
+    }
+
+    pub(super) fn expires_in(&self, now: Timestamp) -> Duration {
+        remaining(now, self.expires_at)
+    }
+}
+
+/// Keeps flows in the store, sealed. They are sealed for no tenant: a link must be found before its person is known.
+#[derive(Clone)]
+pub(super) struct Flows {
+    store: Arc<dyn Store>,
+    keys: Keys,
+    clock: SharedClock,
+}
+
+impl Flows {
+    pub(super) fn new(store: Arc<dyn Store>, keys: Keys, clock: SharedClock) -> Self {
+        Self { store, keys, clock }
+    }
+
+    /// Finds an open flow for the same need, or makes one; says whether this call was given it before.
+    pub(super) async fn open(&self, new: NewFlow) -> Result<(Flow, bool), Failure> {
+        let keys = self.keys.open().await?;
+        // A conflict means that another call of the same person changed the same flow: read again.
+        for _ in 0..8 {
+            let now = self.clock.now();
+            let open: Vec<Flow> =
+                self.of_person(&keys, &new.need.person).await?.into_iter().filter(|flow| flow.is_open(now)).collect();
+            let same = open
+                .iter()
+                .filter(|flow| flow.need == new.need && flow.local == new.local)
+                .max_by_key(|flow| flow.expires_at);
+            if let Some(flow) = same {
+                let given_before = new.call.is_some_and(|call| flow.calls.contains(&call));
+                if given_before {
+                    return Ok((flow.clone(), true));
+                }
+                if flow.expires_in(now) >= WORTH_REUSING {
+                    let mut flow = flow.clone();
+                    let Some(call) = new.call else { return Ok((flow, false)) };
+                    if flow.calls.len() < MAX_CALLS {
+                        flow.calls.push(call);
+                    }
+                    match self.replace(&keys, &mut flow).await {
+                        Ok(()) => return Ok((flow, false)),
+                        Err(StoreError::Conflict) => continue,
+                        Err(error) => return Err(unavailable(error)),
+                    }
+                }
+            }
+            if open.len() >= MAX_OPEN_PER_PERSON {
+                return Err(Failure::new(
+                    Code::RateLimited,
+                    format!(
+                        "{MAX_OPEN_PER_PERSON} connect links are open for this person already; use one of them, or wait ten minutes"
+                    ),
+                )
+                .after(Some(FLOW_TTL)));
+            }
+            let flow = Flow {
+                id: FlowId::new(),
+                need: new.need.clone(),
+                tool: new.tool.clone(),
+                tool_title: new.tool_title.clone(),
+                actor: new.actor.clone(),
+                local: new.local,
+                expires_at: later(now, FLOW_TTL),
+                calls: new.call.into_iter().collect(),
+                stage: Stage::Open,
+                generation: 1,
+            };
+            let record = self.seal(&keys, &flow).await?;
+            self.store.apply(vec![Write::Insert(record)]).await.map_err(unavailable)?;
+            return Ok((flow, false));
+        }
+        Err(Failure::internal("a consent flow kept changing while it was read"))
+    }
+
+    /// Reads a flow by its id.
+    pub(super) async fn find(&self, id: &FlowId) -> Result<Option<Flow>, Failure> {
+        self.find_by_key(&id.key()).await
+    }
+
+    /// Reads a flow by the key of its record.
+    pub(super) async fn find_by_key(&self, key: &RecordKey) -> Result<Option<Flow>, Failure> {
+        let Some(record) = self.store.get(Table::Flow, key).await.map_err(unavailable)? else { return Ok(None) };
+        let keys = self.keys.open().await?;
+        Ok(Some(unseal(&keys, &record).await?))
+    }
+
+    /// Writes a flow that nobody else has written since it was read.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when somebody has.
+    pub(super) async fn save(&self, flow: &mut Flow) -> Result<(), StoreError> {
+        let keys = self.keys.open().await.map_err(|e| StoreError::Unavailable(e.to_string()))?;
+        self.replace(&keys, flow).await
+    }
+
+    async fn replace(&self, keys: &OpenKeys, flow: &mut Flow) -> Result<(), StoreError> {
+        let record = self.seal(keys, flow).await.map_err(|e| StoreError::Unavailable(e.to_string()))?;
+        self.store.apply(vec![Write::Replace(record)]).await?;
+        flow.generation += 1;
+        Ok(())
+    }
+
+    async fn of_person(&self, keys: &OpenKeys, person: &Person) -> Result<Vec<Flow>, Failure> {
+        let owner = keys.record_key(Table::Flow, &person.parts());
+        let mut flows = Vec::new();
+        for record in self.store.owned(Table::Flow, &owner).await.map_err(unavailable)? {
+            flows.push(unseal(keys, &record).await?);
+        }
+        Ok(flows)
+    }
+
+    async fn seal(&self, keys: &OpenKeys, flow: &Flow) -> Result<Record, Failure> {
+        let key = flow.id.key();
+        let plain = zeroize::Zeroizing::new(serde_json::to_vec(flow).map_err(Failure::internal)?);
+        let sealed = keys.seal(&TenantId::default_tenant(), &context(&key), &plain).await?;
+        Ok(Record {
+            table: Table::Flow,
+            key,
+            owner: keys.record_key(Table::Flow, &flow.need.person.parts()),
+            generation: flow.generation,
+            // Kept a while after it expired, so that a late browser is told what happened.
+            expires_at: Some(later(flow.expires_at, FLOW_TTL)),
+            sealed,
+        })
+    }
+}
+
+/// What a new flow is made from.
+pub(super) struct NewFlow {
+    pub(super) need: Need,
+    pub(super) tool: Option<ToolName>,
+    pub(super) tool_title: Option<String>,
+    pub(super) actor: String,
+    pub(super) local: bool,
+    pub(super) call: Option<[u8; 32]>,
+}
+
+fn context(key: &RecordKey) -> Context {
+    Context::of(Table::Flow).with(key)
+}
+
+async fn unseal(keys: &OpenKeys, record: &Record) -> Result<Flow, Failure> {
+    let plain = keys.unseal(&TenantId::default_tenant(), &context(&record.key), &record.sealed).await?;
+    let mut flow: Flow = serde_json::from_slice(plain.expose()).map_err(Failure::internal)?;
+    flow.generation = record.generation;
+    Ok(flow)
+}
+
+/// What a caller is told when the store does not answer.
+pub(super) fn unavailable(error: StoreError) -> Failure {
+    Failure::new(Code::VaultUnavailable, "obo cannot reach its store just now; try again later").because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flow_ids_are_long_random_and_strictly_read() {
+        let id = FlowId::new();
+        assert_eq!(id.as_str().parse::<FlowId>().unwrap(), id);
+        for bad in ["", "short", &format!("{}=", id.as_str()), &"/".repeat(32), &"é".repeat(16)] {
+            assert!(bad.parse::<FlowId>().is_err(), "{bad}");
+        }
+        assert!(!format!("{id:?}").contains(id.as_str()));
     }
 }

@@ -1,0 +1,293 @@
+//! The provider's answer comes back through the browser: checked, exchanged once, and kept.
+
+use std::sync::Arc;
+
+use subtle::ConstantTimeEq;
+
+use super::Consent;
+use super::flow::{self, Flow, FlowId, Forwarded, Stage};
+use super::visit::{Owner, State, Visitor, scopes_to_ask};
+use crate::catalog::Provider;
+use crate::failure::Failure;
+use crate::id::Person;
+use crate::oauth::{OauthError, Revocation};
+use crate::secret::Secret;
+use crate::store::StoreError;
+use crate::vault::Grant;
+
+/// Longest query of a callback, in bytes.
+const MAX_QUERY_BYTES: usize = 8 * 1024;
+/// Longest authorization code, in bytes. RFC 6749 leaves the size open; the longest seen are below 2 KiB.
+const MAX_CODE_BYTES: usize = 4 * 1024;
+
+/// The query of a callback (RFC 6749 §4.1.2, RFC 9207 §2). Unverified: it says what the browser was sent with.
+pub struct CallbackQuery {
+    state: String,
+    answer: Result<Secret, String>,
+    iss: Option<String>,
+}
+
+impl CallbackQuery {
+    /// Reads a query. A parameter that stands twice makes it invalid (RFC 6749 §3.1).
+    pub fn parse(query: &str) -> Option<Self> {
+        if query.len() > MAX_QUERY_BYTES {
+            return None;
+        }
+        let (mut state, mut code, mut error, mut iss) = (None, None, None, None);
+        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let slot = match &*key {
+                "state" => &mut state,
+                "code" => &mut code,
+                "error" => &mut error,
+                "iss" => &mut iss,
+                // Providers add `scope`, `authuser`, `session_state` and more.
+                _ => continue,
+            };
+            if slot.replace(value.into_owned()).is_some() {
+                return None;
+            }
+        }
+        let answer = match (code, error) {
+            (Some(code), None) if !code.is_empty() && code.len() <= MAX_CODE_BYTES => Ok(Secret::new(code)),
+            (None, Some(error)) => Err(error_code(&error)),
+            _ => return None,
+        };
+        Some(Self { state: state?, answer, iss })
+    }
+}
+
+/// An error code as it may be shown: what is not one becomes `error`.
+fn error_code(text: &str) -> String {
+    let plain = (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'));
+    if plain { text.to_owned() } else { "error".to_owned() }
+}
+
+/// What a browser sees after it came back.
+pub enum Returned {
+    /// The answer is not of a flow of ours, or not of this provider's.
+    NotOurs,
+    /// The answer was used already, or another press replaced it.
+    Used,
+    /// The answer came too late.
+    Expired,
+    /// It came in another browser than the one that pressed the button, or one that is signed in as somebody else.
+    OtherBrowser,
+    /// The person declined.
+    Declined {
+        /// The provider's name.
+        provider_name: String,
+    },
+    /// It did not work out; the button may be pressed again.
+    Failed {
+        /// The flow, for the way back.
+        flow: FlowId,
+        /// The provider's name.
+        provider_name: String,
+        /// What the person may read.
+        message: String,
+    },
+    /// Done.
+    Connected(Box<Connected>),
+}
+
+/// What was connected.
+pub struct Connected {
+    /// For whom.
+    pub person: Person,
+    /// At which provider.
+    pub provider_name: String,
+    /// The grant.
+    pub grant: Grant,
+    /// What was asked for and not allowed, in words.
+    pub withheld: Vec<String>,
+}
+
+impl Consent {
+    /// Takes the provider's answer. Exactly one of any number of equal answers leads to an exchange (T5).
+    ///
+    /// # Errors
+    /// `vault_unavailable`; nothing was exchanged.
+    ///
+    /// # Cancellation
+    /// Once the exchange has begun it goes on in a task of its own: a browser that goes away loses nothing.
+    pub async fn callback(
+        &self,
+        provider_id: &str,
+        query: CallbackQuery,
+        visitor: &Visitor,
+    ) -> Result<Returned, Failure> {
+        let Some((state, key)) = State::parse(&query.state) else { return Ok(Returned::NotOurs) };
+        let Some(flow) = self.inner.flows.find_by_key(&key).await? else { return Ok(Returned::NotOurs) };
+        // RFC 9700 §4.4: the path tells the providers apart, so that one's code never goes to another's endpoint.
+        if flow.need.provider.as_str() != provider_id {
+            return Ok(Returned::NotOurs);
+        }
+        let Some(provider) = self.inner.catalog.provider(provider_id).cloned() else { return Ok(Returned::NotOurs) };
+        let Stage::Forwarded(forwarded) = flow.stage.clone() else { return Ok(Returned::Used) };
+        if !bool::from(state.hash().ct_eq(&forwarded.state)) {
+            return Ok(Returned::Used);
+        }
+        // RFC 6749 §10.12: the browser that brings the answer must be the one that was sent.
+        if !bool::from(visitor.cookie.hash().ct_eq(&forwarded.browser)) {
+            self.note_mismatch(&flow).await;
+            return Ok(Returned::OtherBrowser);
+        }
+        match self.owner_at(&flow, visitor).await? {
+            Owner::Same => {}
+            Owner::Other | Owner::Nobody => {
+                self.note_mismatch(&flow).await;
+                return Ok(Returned::OtherBrowser);
+            }
+        }
+        if self.inner.clock.now() >= forwarded.until {
+            return Ok(Returned::Expired);
+        }
+        if let Err(cause) = check_issuer(&provider, query.iss.as_deref()) {
+            tracing::warn!(provider = provider_id, cause, "an authorization answer names another issuer");
+            let message = "the answer did not come from the provider it should have come from".to_owned();
+            return self.reopen(flow, &provider, message, "consent.issuer_mismatch").await;
+        }
+        match query.answer {
+            Err(error) if error == "access_denied" => self.decline(flow, &provider).await,
+            Err(error) => {
+                let message = format!("{} answered: {error}", provider.name);
+                self.reopen(flow, &provider, message, "consent.refused").await
+            }
+            Ok(code) => self.exchange(flow, provider, forwarded, code).await,
+        }
+    }
+
+    async fn decline(&self, mut flow: Flow, provider: &Provider) -> Result<Returned, Failure> {
+        flow.stage = Stage::Declined;
+        match self.inner.flows.save(&mut flow).await {
+            Ok(()) => {}
+            Err(StoreError::Conflict) => return Ok(Returned::Used),
+            Err(error) => return Err(flow::unavailable(error)),
+        }
+        self.note(&flow, None, "consent.declined").await;
+        self.inner.ended.notify_waiters();
+        Ok(Returned::Declined { provider_name: provider.name.clone() })
+    }
+
+    async fn reopen(
+        &self,
+        mut flow: Flow,
+        provider: &Provider,
+        message: String,
+        outcome: &str,
+    ) -> Result<Returned, Failure> {
+        flow.stage = Stage::Open;
+        match self.inner.flows.save(&mut flow).await {
+            Ok(()) => {}
+            Err(StoreError::Conflict) => return Ok(Returned::Used),
+            Err(error) => return Err(flow::unavailable(error)),
+        }
+        self.note(&flow, None, outcome).await;
+        Ok(Returned::Failed { flow: flow.id, provider_name: provider.name.clone(), message })
+    }
+
+    async fn exchange(
+        &self,
+        mut flow: Flow,
+        provider: Arc<Provider>,
+        forwarded: Forwarded,
+        code: Secret,
+    ) -> Result<Returned, Failure> {
+        flow.stage = Stage::Exchanging;
+        match self.inner.flows.save(&mut flow).await {
+            Ok(()) => {}
+            Err(StoreError::Conflict) => return Ok(Returned::Used),
+            Err(error) => return Err(flow::unavailable(error)),
+        }
+        let this = self.clone();
+        let task = self.inner.exchanges.spawn(async move { this.finish(flow, provider, forwarded, code).await });
+        task.await.map_err(|_| Failure::internal("the exchange of a code ended early"))?
+    }
+
+    /// Exchanges the code, learns whose account it is, and keeps the tokens before it says so.
+    async fn finish(
+        &self,
+        mut flow: Flow,
+        provider: Arc<Provider>,
+        forwarded: Forwarded,
+        code: Secret,
+    ) -> Result<Returned, Failure> {
+        let asked = scopes_to_ask(&flow, &provider);
+        let granted = match self.tokens(&flow, &provider, &forwarded, &code).await {
+            Ok((account, answer)) => self
+                .inner
+                .vault
+                .deposit(&flow.need.person, &provider, account, answer, &asked)
+                .await
+                .map_err(|failure| (failure.message.clone(), failure.to_string())),
+            Err(error) => Err((in_words(&provider, &error), error.to_string())),
+        };
+        let grant = match granted {
+            Ok(grant) => grant,
+            Err((message, cause)) => {
+                tracing::warn!(provider = %provider.id, cause, "a code could not be exchanged");
+                return self.reopen(flow, &provider, message, "consent.exchange_failed").await;
+            }
+        };
+
+        flow.stage = Stage::Connected { account: grant.account.label.clone() };
+        if let Err(error) = self.inner.flows.save(&mut flow).await {
+            // The grant is durable; only the link's own ending is not on record.
+            tracing::warn!(%error, "a finished consent flow could not be marked as finished");
+        }
+        self.note(&flow, Some(&grant.account.label), "consent.connected").await;
+        self.inner.ended.notify_waiters();
+        let withheld = flow.need.scopes.iter().filter(|scope| !grant.scopes.contains(*scope));
+        let withheld = withheld.map(|scope| provider.scopes.get(scope).unwrap_or(scope).clone()).collect();
+        Ok(Returned::Connected(Box::new(Connected {
+            person: flow.need.person,
+            provider_name: provider.name.clone(),
+            grant,
+            withheld,
+        })))
+    }
+
+    async fn tokens(
+        &self,
+        flow: &Flow,
+        provider: &Provider,
+        forwarded: &Forwarded,
+        code: &Secret,
+    ) -> Result<(crate::oauth::Account, crate::oauth::TokenAnswer), OauthError> {
+        let verifier = forwarded.verifier.clone().map(Secret::new);
+        let oauth = &self.inner.oauth;
+        let answer = oauth.exchange(provider, code, verifier.as_ref(), &forwarded.redirect_uri).await?;
+        match oauth.account(provider, &answer.access_token).await {
+            Ok(account) => Ok((account, answer)),
+            Err(error) => {
+                // Tokens that belong to nobody known are not kept, here or there.
+                let token = answer.refresh_token.as_ref().unwrap_or(&answer.access_token);
+                let revoked = oauth.revoke(provider, token).await;
+                tracing::warn!(flow = ?flow.id, revoked = revoked == Revocation::Revoked, "the connected account could not be read");
+                Err(error)
+            }
+        }
+    }
+}
+
+/// RFC 9207 §2.4: compared as strings, without normalisation.
+fn check_issuer(provider: &Provider, iss: Option<&str>) -> Result<(), &'static str> {
+    match (&provider.oauth.issuer, iss) {
+        (Some(expected), Some(iss)) if expected != iss => Err("it is not the provider's"),
+        (_, None) if provider.oauth.require_iss => Err("it is missing"),
+        _ => Ok(()),
+    }
+}
+
+fn in_words(provider: &Provider, error: &OauthError) -> String {
+    let name = &provider.name;
+    match error {
+        OauthError::InvalidGrant(_) => format!("{name} no longer accepts this answer"),
+        OauthError::InvalidClient(_) => {
+            format!("{name} does not accept this obo server; its operator must check the client in obo.toml")
+        }
+        OauthError::Refused(code) => format!("{name} refused ({code})"),
+        OauthError::Unavailable(_) => format!("{name} did not answer as it should"),
+    }
+}

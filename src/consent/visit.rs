@@ -1,0 +1,263 @@
+//! A browser at a link: what it is shown, and what its button does.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use super::Consent;
+use super::flow::{self, FLOW_TTL, Flow, FlowId, Forwarded, Stage};
+use super::session::BrowserCookie;
+use crate::audit::{Event, Kind};
+use crate::catalog::Provider;
+use crate::clock::later;
+use crate::failure::{Code, Failure};
+use crate::id::Person;
+use crate::oauth::{Oauth, OauthError};
+use crate::secret::{Secret, random};
+use crate::store::StoreError;
+
+/// Which kind of listener a page is served by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    /// stdio's or the command line's, on loopback: whoever reaches it is the machine's own user.
+    Local,
+    /// `obo serve`: every flow asks for sign-in.
+    Site,
+}
+
+/// A browser, and where it is.
+#[derive(Clone)]
+pub struct Visitor {
+    /// Its cookie.
+    pub cookie: BrowserCookie,
+    /// What it talks to.
+    pub listener: Listener,
+    /// The base of that listener's URLs.
+    pub base: Url,
+}
+
+/// What a browser sees at a link.
+pub enum View {
+    /// There is no such link.
+    Unknown,
+    /// The link was used, declined, or has expired.
+    Gone,
+    /// It must sign in first. Nothing about the flow is shown before.
+    SignIn,
+    /// It is signed in as somebody else. Nothing about the flow is shown.
+    OtherPerson,
+    /// It may connect.
+    Ask(Box<Asking>),
+}
+
+/// What the page says before the button is pressed.
+pub struct Asking {
+    /// For whom.
+    pub person: Person,
+    /// Who asks.
+    pub actor: String,
+    /// Which provider.
+    pub provider_name: String,
+    /// The tool that asked, in words.
+    pub tool_title: Option<String>,
+    /// What will be allowed: in words, and the scope itself.
+    pub abilities: Vec<(String, String)>,
+    /// What was allowed before and stays so.
+    pub held: usize,
+    /// The account to pick at the provider.
+    pub account: Option<String>,
+    /// How long the link stays good.
+    pub expires_in: Duration,
+}
+
+impl Consent {
+    /// What a browser sees at a link.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn view(&self, id: &FlowId, visitor: &Visitor) -> Result<View, Failure> {
+        match self.enter(id, visitor).await? {
+            Entered::Shut(view) => Ok(view),
+            Entered::In { flow, provider } => Ok(View::Ask(Box::new(self.asking(&flow, &provider)))),
+        }
+    }
+
+    /// Presses the button: the answer is where the browser must go. Pressing again replaces the `state`, so an older
+    /// answer of the provider is no longer accepted.
+    ///
+    /// # Errors
+    /// The view instead, when the browser may not; or a failure.
+    pub async fn press(&self, id: &FlowId, visitor: &Visitor) -> Result<Result<Url, View>, Failure> {
+        let (mut flow, provider) = match self.enter(id, visitor).await? {
+            Entered::Shut(view) => return Ok(Err(view)),
+            Entered::In { flow, provider } => (*flow, provider),
+        };
+        let state = State::new(&flow);
+        let pkce = provider.oauth.pkce.then(Oauth::pkce);
+        let redirect_uri = redirect_uri(&visitor.base, &provider)?;
+        let challenge = pkce.as_ref().map(|pkce| pkce.challenge.as_str());
+        let scopes = scopes_to_ask(&flow, &provider);
+        let url = self
+            .inner
+            .oauth
+            .authorize_url(&provider, &redirect_uri, &state.text, &scopes, challenge, flow.need.account.as_deref())
+            .map_err(no_client)?;
+        flow.stage = Stage::Forwarded(Forwarded {
+            state: state.hash(),
+            browser: visitor.cookie.hash(),
+            verifier: pkce.map(|pkce| pkce.verifier.expose().to_owned()),
+            redirect_uri,
+            until: later(self.inner.clock.now(), FLOW_TTL),
+        });
+        match self.inner.flows.save(&mut flow).await {
+            Ok(()) => Ok(Ok(url)),
+            // Two presses at once: the other one goes on; this browser may press again.
+            Err(StoreError::Conflict) => Ok(Err(View::Ask(Box::new(self.asking(&flow, &provider))))),
+            Err(error) => Err(flow::unavailable(error)),
+        }
+    }
+
+    /// Lets a browser into a flow that is open and its own.
+    async fn enter(&self, id: &FlowId, visitor: &Visitor) -> Result<Entered, Failure> {
+        let Some(flow) = self.inner.flows.find(id).await? else { return Ok(Entered::Shut(View::Unknown)) };
+        if !flow.is_open(self.inner.clock.now()) {
+            return Ok(Entered::Shut(View::Gone));
+        }
+        match self.owner_at(&flow, visitor).await? {
+            Owner::Same => {}
+            Owner::Nobody => return Ok(Entered::Shut(View::SignIn)),
+            Owner::Other => {
+                self.note_mismatch(&flow).await;
+                return Ok(Entered::Shut(View::OtherPerson));
+            }
+        }
+        let Some(provider) = self.inner.catalog.provider(flow.need.provider.as_str()) else {
+            return Ok(Entered::Shut(View::Gone));
+        };
+        Ok(Entered::In { provider: std::sync::Arc::clone(provider), flow: Box::new(flow) })
+    }
+
+    /// Whether the browser belongs to the person who started the flow (T1).
+    ///
+    /// Invariant INV-6: asked before the browser is forwarded, and again before a code is exchanged.
+    pub(super) async fn owner_at(&self, flow: &Flow, visitor: &Visitor) -> Result<Owner, Failure> {
+        if flow.local && visitor.listener == Listener::Local {
+            return Ok(Owner::Same);
+        }
+        Ok(match self.signed_in(&visitor.cookie).await? {
+            Some(person) if person == flow.need.person => Owner::Same,
+            Some(_) => Owner::Other,
+            None => Owner::Nobody,
+        })
+    }
+
+    pub(super) async fn note_mismatch(&self, flow: &Flow) {
+        tracing::warn!(flow = ?flow.id, person = %flow.need.person, "a browser of somebody else opened a connect link");
+        self.note(flow, None, "consent.identity_mismatch").await;
+    }
+
+    pub(super) async fn note(&self, flow: &Flow, account: Option<&str>, outcome: &str) {
+        let event = Event {
+            kind: Kind::Consent,
+            person: Some(&flow.need.person),
+            tenant: None,
+            actor: &flow.actor,
+            provider: Some(&flow.need.provider),
+            account,
+            outcome,
+            duration: None,
+        };
+        // Logged there.
+        let _ = self.inner.audit.event(event).await;
+    }
+
+    fn asking(&self, flow: &Flow, provider: &Provider) -> Asking {
+        let words = |scope: &String| provider.scopes.get(scope).cloned().unwrap_or_else(|| scope.clone());
+        Asking {
+            person: flow.need.person.clone(),
+            actor: flow.actor.clone(),
+            provider_name: provider.name.clone(),
+            tool_title: flow.tool_title.clone(),
+            abilities: flow.need.scopes.iter().map(|scope| (words(scope), scope.clone())).collect(),
+            held: flow.need.held.len(),
+            account: flow.need.account.clone(),
+            expires_in: flow.expires_in(self.inner.clock.now()),
+        }
+    }
+}
+
+/// What came of a browser's coming to a link.
+enum Entered {
+    Shut(View),
+    In { flow: Box<Flow>, provider: std::sync::Arc<Provider> },
+}
+
+/// Whose browser it is.
+pub(super) enum Owner {
+    Same,
+    Other,
+    Nobody,
+}
+
+/// `{base}/oauth/callback/{provider}`: one a provider, so that an answer of one cannot pass as another's (T3).
+pub(super) fn redirect_uri(base: &Url, provider: &Provider) -> Result<Url, Failure> {
+    let mut url = base.clone();
+    url.path_segments_mut().map_err(|()| Failure::internal("public_url cannot have paths"))?.pop_if_empty().extend([
+        "oauth",
+        "callback",
+        provider.id.as_str(),
+    ]);
+    Ok(url)
+}
+
+/// The flow's scopes, those that identify the account, and, where the provider would forget them, those held already.
+pub(super) fn scopes_to_ask(flow: &Flow, provider: &Provider) -> BTreeSet<String> {
+    let mut scopes: BTreeSet<String> = provider.oauth.base_scopes.iter().cloned().collect();
+    scopes.extend(flow.need.scopes.iter().cloned());
+    if !provider.oauth.scopes_accumulate {
+        scopes.extend(flow.need.held.iter().cloned());
+    }
+    scopes
+}
+
+fn no_client(error: OauthError) -> Failure {
+    Failure::new(
+        Code::Internal,
+        "this provider cannot be connected just now; the operator of this obo server finds the reason in its log",
+    )
+    .because(error)
+}
+
+/// The OAuth `state`: the key of the flow's record, which finds it, and 256 random bits, which nobody can guess.
+pub(super) struct State {
+    pub(super) text: Secret,
+}
+
+const STATE_BYTES: usize = 64;
+
+impl State {
+    fn new(flow: &Flow) -> Self {
+        let mut bytes = [0u8; STATE_BYTES];
+        bytes[..32].copy_from_slice(&flow.id.key());
+        bytes[32..].copy_from_slice(&random::<32>());
+        Self { text: Secret::new(URL_SAFE_NO_PAD.encode(bytes)) }
+    }
+
+    /// Reads a state that came back: the key of the flow it names, if it is one of ours at all.
+    pub(super) fn parse(text: &str) -> Option<(Self, [u8; 32])> {
+        if text.len() != (STATE_BYTES * 4).div_ceil(3) {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let key = bytes.get(..32)?.try_into().ok()?;
+        Some((Self { text: Secret::new(text) }, key))
+    }
+
+    pub(super) fn hash(&self) -> [u8; 32] {
+        Sha256::digest([b"obo state ", self.text.expose().as_bytes()].concat()).into()
+    }
+}

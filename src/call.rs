@@ -3,13 +3,21 @@
 //! Every way in, MCP on either transport, REST or the command line, comes through [`Obo::call`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tokio_util::task::TaskTracker;
 
-use crate::catalog::Tool;
-use crate::consent::Link;
-use crate::failure::Failure;
-use crate::identity::{Credential, IdentityError, Subject};
+use crate::audit::{Audit, Ending, Entry};
+use crate::catalog::{Catalog, Tool};
+use crate::consent::{Ask, Consent, Link, NoGrant};
+use crate::executor::{Executor, RunError};
+use crate::failure::{Code, Failure};
+use crate::id::CallId;
+use crate::identity::{Credential, Identity, IdentityError, Subject};
+use crate::policy::{Permit, Policy, Recorded};
+use crate::secret::AccessToken;
+use crate::vault::{Grant, TokenError, Vault};
 
 /// What is asked for.
 #[derive(Clone)]
@@ -49,31 +57,236 @@ pub enum Outcome {
     BadRequestState,
 }
 
+/// The stages, for [`Obo::new`].
+pub struct Stages {
+    /// Who is this?
+    pub identity: Identity,
+    /// What is asked for?
+    pub catalog: Arc<Catalog>,
+    /// May they?
+    pub policy: Policy,
+    /// Intent and outcome.
+    pub audit: Audit,
+    /// Has the person said yes?
+    pub consent: Consent,
+    /// The person's token.
+    pub vault: Vault,
+    /// The provider.
+    pub executor: Executor,
+}
+
 /// obo: the stages of a call, put together. Cheap to clone.
 #[derive(Clone)]
-pub struct Obo {}
+pub struct Obo {
+    stages: Arc<Stages>,
+    under_way: TaskTracker,
+}
+
+/// Why a call ended without a value.
+enum Stop {
+    UnknownTool,
+    BadRequestState,
+    Ask(Box<Link>),
+    Failed(Failure),
+}
 
 impl Obo {
+    /// Puts the stages together.
+    pub fn new(stages: Stages) -> Self {
+        Self { stages: Arc::new(stages), under_way: TaskTracker::new() }
+    }
+
+    /// Makes a call. It is carried to its end, audit included, even when the caller goes away.
+    pub async fn call(&self, subject: &Subject, request: Request) -> Outcome {
+        let (this, subject) = (self.clone(), subject.clone());
+        let task = self.under_way.spawn(async move { this.stages(&subject, request).await });
+        match task.await {
+            Ok(Ok(value)) => Outcome::Value(value),
+            Ok(Err(Stop::UnknownTool)) => Outcome::UnknownTool,
+            Ok(Err(Stop::BadRequestState)) => Outcome::BadRequestState,
+            Ok(Err(Stop::Ask(link))) => Outcome::Authorization(*link),
+            Ok(Err(Stop::Failed(failure))) => Outcome::Failed(failure),
+            Err(_) => Outcome::Failed(Failure::internal("a call ended early")),
+        }
+    }
+
+    async fn stages(&self, subject: &Subject, mut request: Request) -> Result<Value, Stop> {
+        let stages = &self.stages;
+        let id = CallId::new();
+
+        let tool = self.tool(subject, &request.tool).ok_or(Stop::UnknownTool)?;
+        let account = take_account(&mut request.arguments)?;
+        let arguments = tool.arguments(request.arguments)?;
+        let permit = match stages.policy.decide(subject, &tool, arguments) {
+            Ok(permit) => permit,
+            Err(failure) => {
+                let refused = stages.audit.refused(id, subject.person(), &tool, &request.actor);
+                stages.audit.outcome(&refused, &Ending::failed(&failure)).await;
+                return Err(failure.into());
+            }
+        };
+
+        let mut entry = stages.audit.entry(id, &permit, &request.actor);
+        // Durable before any token is opened: what reaches a provider is on record even after a crash.
+        let permit = stages.audit.intent(&mut entry, permit).await?;
+        let ask = Ask {
+            actor: &request.actor,
+            account: account.as_deref(),
+            request_state: request.resume.as_ref().map(|resume| resume.state.as_str()),
+            refused: request.resume.as_ref().is_some_and(|resume| resume.refused),
+            not_enough: false,
+        };
+        let result = self.act(&permit, &ask, &mut entry).await;
+        let ending = match &result {
+            Ok(_) => Ending::default(),
+            Err(Stop::Failed(failure)) => Ending::failed(failure),
+            Err(Stop::Ask(_)) => Ending { failure: Some(Code::AuthorizationRequired), ..Ending::default() },
+            Err(Stop::BadRequestState | Stop::UnknownTool) => {
+                Ending { failure: Some(Code::InvalidArguments), ..Ending::default() }
+            }
+        };
+        stages.audit.outcome(&entry, &ending).await;
+        result
+    }
+
+    /// Consent, token, provider. A token that the provider refuses is refreshed once; a grant it refuses is asked for.
+    async fn act(&self, permit: &Recorded<Permit>, ask: &Ask<'_>, entry: &mut Entry) -> Result<Value, Stop> {
+        let Stages { consent, vault, executor, .. } = &*self.stages;
+        let provider = &permit.tool().provider;
+        let not_enough = Ask { not_enough: true, ..*ask };
+
+        let grant = consent.grant_for(permit, ask).await?;
+        entry.account = Some(grant.account.label.clone());
+        let Some(token) = token(vault.token_for(&grant, provider).await)? else {
+            return Err(self.ask_again(permit, &not_enough).await);
+        };
+        match executor.run(permit, &token).await {
+            Ok(value) => Ok(value),
+            Err(RunError::TokenRejected { may_repeat }) => {
+                let renewed = vault.token_after_rejection(&grant, provider, &token).await;
+                let Some(token) = self::token(renewed)? else {
+                    return Err(self.ask_again(permit, &not_enough).await);
+                };
+                if !may_repeat {
+                    return Err(half_done(&grant).into());
+                }
+                match executor.run(permit, &token).await {
+                    Ok(value) => Ok(value),
+                    Err(RunError::TokenRejected { .. }) => Err(rejected(&grant).into()),
+                    Err(RunError::ScopeMissing(_)) => Err(self.ask_again(permit, &not_enough).await),
+                    Err(RunError::Failed(failure)) => Err(failure.into()),
+                }
+            }
+            Err(RunError::ScopeMissing(_)) => Err(self.ask_again(permit, &not_enough).await),
+            Err(RunError::Failed(failure)) => Err(failure.into()),
+        }
+    }
+
+    /// The grant that there is will not do: gives out a link for what is missing.
+    async fn ask_again(&self, permit: &Recorded<Permit>, ask: &Ask<'_>) -> Stop {
+        match self.stages.consent.grant_for(permit, ask).await {
+            Err(no_grant) => no_grant.into(),
+            // Somebody has connected in the meantime.
+            Ok(_) => Stop::Failed(Failure {
+                can_retry: true,
+                ..Failure::new(Code::ScopeMissing, "the connection has just changed; call again")
+            }),
+        }
+    }
+
     /// Says who is calling.
     ///
     /// # Errors
     /// See [`IdentityError`].
-    pub async fn authenticate(&self, _credential: &Credential) -> Result<Subject, IdentityError> {
-        todo!()
+    pub async fn authenticate(&self, credential: &Credential) -> Result<Subject, IdentityError> {
+        self.stages.identity.authenticate(credential).await
     }
 
     /// The tools that a person may see, in the order of their names.
-    pub fn tools(&self, _subject: &Subject) -> Vec<Arc<Tool>> {
-        todo!()
+    pub fn tools(&self, subject: &Subject) -> Vec<Arc<Tool>> {
+        let tools = self.stages.catalog.tools();
+        tools.filter(|tool| self.stages.policy.may_see(subject, tool)).cloned().collect()
     }
 
     /// One tool that a person may see, by either spelling.
-    pub fn tool(&self, _subject: &Subject, _name: &str) -> Option<Arc<Tool>> {
-        todo!()
+    pub fn tool(&self, subject: &Subject, name: &str) -> Option<Arc<Tool>> {
+        let tool = self.stages.catalog.find(name)?;
+        self.stages.policy.may_see(subject, tool).then(|| Arc::clone(tool))
     }
 
-    /// Makes a call. It is carried to its end, audit included, even when the caller goes away.
-    pub async fn call(&self, _subject: &Subject, _request: Request) -> Outcome {
-        todo!()
+    /// Consent, for the pages.
+    pub fn consent(&self) -> &Consent {
+        &self.stages.consent
+    }
+
+    /// Identity, for the metadata document.
+    pub fn identity(&self) -> &Identity {
+        &self.stages.identity
+    }
+
+    /// Waits for calls, exchanges and refreshes under way, at most `within`. New calls are the caller's to stop.
+    pub async fn drain(&self, within: Duration) {
+        self.under_way.close();
+        let all = async {
+            self.under_way.wait().await;
+            self.stages.consent.drain(within).await;
+            self.stages.vault.drain(within).await;
+        };
+        if tokio::time::timeout(within, all).await.is_err() {
+            tracing::warn!("stopped before everything under way had ended");
+        }
+    }
+}
+
+/// Takes the reserved argument `account` out of the arguments.
+fn take_account(arguments: &mut Map<String, Value>) -> Result<Option<String>, Stop> {
+    match arguments.remove("account") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(account)) => Ok(Some(account)),
+        Some(_) => {
+            Err(Failure::new(Code::InvalidArguments, "`account` must be text: the label of a connected account").into())
+        }
+    }
+}
+
+/// `None` when the person must be asked.
+fn token(result: Result<AccessToken, TokenError>) -> Result<Option<AccessToken>, Stop> {
+    match result {
+        Ok(token) => Ok(Some(token)),
+        Err(TokenError::NeedsConsent) => Ok(None),
+        Err(TokenError::Failed(failure)) => Err(failure.into()),
+    }
+}
+
+fn half_done(grant: &Grant) -> Failure {
+    Failure::new(
+        Code::OutcomeUnknown,
+        format!(
+            "{} stopped accepting the connection half way; look at what was done before you call again",
+            grant.provider
+        ),
+    )
+}
+
+fn rejected(grant: &Grant) -> Failure {
+    Failure::new(
+        Code::ProviderError,
+        format!("{} refuses a token that it has just issued; try again later", grant.provider),
+    )
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<NoGrant> for Stop {
+    fn from(no_grant: NoGrant) -> Self {
+        match no_grant {
+            NoGrant::Ask(link) => Self::Ask(link),
+            NoGrant::BadRequestState => Self::BadRequestState,
+            NoGrant::Failed(failure) => Self::Failed(failure),
+        }
     }
 }

@@ -8,13 +8,13 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::audit::Audit;
+use crate::audit::{Audit, Event, Kind};
 use crate::catalog::{Catalog, Provider, Tool};
 use crate::clock::SharedClock;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId, ToolName};
 use crate::keys::Keys;
-use crate::oauth::Oauth;
+use crate::oauth::{Oauth, Revocation};
 use crate::policy::{Permit, Recorded};
 use crate::store::Store;
 use crate::vault::{Grant, GrantStatus, Vault};
@@ -280,6 +280,48 @@ impl Consent {
         };
         let (flow, _) = self.inner.flows.open(new).await?;
         self.link(&base, &flow, provider, String::new(), false)
+    }
+
+    /// A person's connections, by provider and account.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn connections(&self, person: &Person) -> Result<Vec<Grant>, Failure> {
+        self.inner.vault.grants(person).await
+    }
+
+    /// Ends a connection: revoked at the provider, then forgotten here. `None` when there is none.
+    ///
+    /// # Errors
+    /// `vault_unavailable`: nothing was removed.
+    pub async fn disconnect(
+        &self,
+        person: &Person,
+        provider: &str,
+        account_key: &str,
+        actor: &str,
+    ) -> Result<Option<Revocation>, Failure> {
+        let grants = self.inner.vault.grants(person).await?;
+        let grant = grants.iter().find(|g| g.provider.as_str() == provider && g.account.key == account_key);
+        let (Some(grant), Some(provider)) = (grant, self.inner.catalog.provider(provider)) else { return Ok(None) };
+        let revocation = self.inner.vault.disconnect(grant, provider).await?;
+        let event = Event {
+            kind: Kind::Disconnect,
+            person: Some(person),
+            tenant: None,
+            actor,
+            provider: Some(&grant.provider),
+            account: Some(&grant.account.label),
+            outcome: match revocation {
+                Revocation::Revoked => "disconnect.revoked",
+                Revocation::NotSupported => "disconnect.not_supported",
+                Revocation::Failed => "disconnect.not_confirmed",
+            },
+            duration: None,
+        };
+        // Logged there.
+        let _ = self.inner.audit.event(event).await;
+        Ok(Some(revocation))
     }
 
     /// Waits until a flow has ended, and yields the label of the account that was connected.

@@ -16,7 +16,7 @@ use crate::catalog::Provider;
 use crate::clock::later;
 use crate::failure::{Code, Failure};
 use crate::id::Person;
-use crate::oauth::{Oauth, OauthError};
+use crate::oauth::{Oauth, OauthError, Revocation};
 use crate::secret::{Secret, random};
 use crate::store::StoreError;
 
@@ -72,6 +72,8 @@ pub struct Asking {
     pub account: Option<String>,
     /// How long the link stays good.
     pub expires_in: Duration,
+    /// The origin that the button forwards to.
+    pub forward_to: String,
 }
 
 impl Consent {
@@ -119,6 +121,23 @@ impl Consent {
             Err(StoreError::Conflict) => Ok(Err(View::Ask(Box::new(self.asking(&flow, &provider))))),
             Err(error) => Err(flow::unavailable(error)),
         }
+    }
+
+    /// Ends a connection from a page. On a site, only for the person who is signed in there.
+    ///
+    /// # Errors
+    /// `vault_unavailable`: nothing was removed.
+    pub async fn disconnect_at(
+        &self,
+        visitor: &Visitor,
+        person: &Person,
+        provider: &str,
+        account_key: &str,
+    ) -> Result<Option<Revocation>, Failure> {
+        if visitor.listener == Listener::Site && self.signed_in(&visitor.cookie).await?.as_ref() != Some(person) {
+            return Ok(None);
+        }
+        self.disconnect(person, provider, account_key, "browser").await
     }
 
     /// Lets a browser into a flow that is open and its own.
@@ -186,6 +205,7 @@ impl Consent {
             held: flow.need.held.len(),
             account: flow.need.account.clone(),
             expires_in: flow.expires_in(self.inner.clock.now()),
+            forward_to: provider.oauth.authorize_url.origin().ascii_serialization(),
         }
     }
 }

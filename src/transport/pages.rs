@@ -1,0 +1,500 @@
+//! The pages that a person sees: the one behind every consent link, and the provider's way back.
+//!
+//! They work without JavaScript; each step is one form with one button. Every form is a POST whose hidden value is bound
+//! to this browser's cookie, and whose Origin or Sec-Fetch-Site is our own.
+
+use askama::Template;
+use axum::Router;
+use axum::extract::{Form, Path, RawQuery, State};
+use axum::http::header::{self, HeaderMap, HeaderValue};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use crate::call::Obo;
+use crate::consent::{Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, Returned, View, Visitor};
+use crate::failure::Failure;
+use crate::id::{Person, Source, TenantId};
+use crate::identity::Credential;
+use crate::oauth::Revocation;
+use crate::secret::Secret;
+
+mod guard;
+
+/// The style sheet, in every page. Its hash stands in the Content-Security-Policy.
+const STYLE: &str = include_str!("pages/style.css");
+/// Longest form accepted, in bytes: an identity provider's token is at most 16 KiB.
+const MAX_FORM_BYTES: usize = 32 * 1024;
+
+/// What the pages need to know.
+#[derive(Clone)]
+pub struct Pages {
+    obo: Obo,
+    listener: Listener,
+    base: Url,
+}
+
+/// The routes of the pages, under `base`.
+pub fn router(obo: Obo, listener: Listener, base: Url) -> Router {
+    Router::new()
+        .route("/connect/{flow}", get(open).post(submit))
+        .route("/oauth/callback/{provider}", get(callback))
+        .route("/account/disconnect", post(disconnect))
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_FORM_BYTES))
+        .with_state(Pages { obo, listener, base })
+}
+
+impl Pages {
+    fn consent(&self) -> &Consent {
+        self.obo.consent()
+    }
+
+    fn visitor(&self, cookie: BrowserCookie) -> Visitor {
+        Visitor { cookie, listener: self.listener, base: self.base.clone() }
+    }
+
+    /// `__Host-` ties the cookie to this very host over https (RFC 6265bis §4.1.3.2). Plain http is loopback only, where
+    /// cookies are shared between ports: the port in the name keeps two servers apart.
+    fn cookie_name(&self) -> String {
+        if self.base.scheme() == "https" {
+            "__Host-obo".to_owned()
+        } else {
+            format!("obo-{}", self.base.port_or_known_default().unwrap_or(0))
+        }
+    }
+
+    fn cookie_of(&self, headers: &HeaderMap) -> Option<BrowserCookie> {
+        let name = self.cookie_name();
+        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        cookies
+            .flat_map(|line| line.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='))
+            .find(|(key, _)| *key == name)
+            .and_then(|(_, value)| value.parse().ok())
+    }
+
+    fn set_cookie(&self, response: &mut Response, cookie: &BrowserCookie) {
+        let secure = if self.base.scheme() == "https" { "; Secure" } else { "" };
+        // Lax: the provider's redirect back is a top-level navigation and must bring it along.
+        let text = format!("{}={}; Path=/; HttpOnly; SameSite=Lax{secure}", self.cookie_name(), cookie.expose());
+        if let Ok(mut value) = HeaderValue::from_str(&text) {
+            value.set_sensitive(true);
+            response.headers_mut().append(header::SET_COOKIE, value);
+        }
+    }
+}
+
+async fn open(State(pages): State<Pages>, Path(flow): Path<String>, headers: HeaderMap) -> Response {
+    let known = pages.cookie_of(&headers);
+    let cookie = known.clone().unwrap_or_default();
+    let mut response = show(&pages, &flow, &cookie, false).await;
+    if known.is_none() {
+        pages.set_cookie(&mut response, &cookie);
+    }
+    response
+}
+
+/// The page of a flow as this browser may see it.
+async fn show(pages: &Pages, flow: &str, cookie: &BrowserCookie, wrong: bool) -> Response {
+    let Ok(id) = flow.parse::<FlowId>() else { return unknown() };
+    match pages.consent().view(&id, &pages.visitor(cookie.clone())).await {
+        Ok(view) => render_view(pages, &id, cookie, view, wrong).await,
+        Err(failure) => unavailable(&failure),
+    }
+}
+
+async fn render_view(pages: &Pages, id: &FlowId, cookie: &BrowserCookie, view: View, wrong: bool) -> Response {
+    let action = format!("/connect/{}", id.as_str());
+    let form = match pages.consent().form_value(cookie, &action).await {
+        Ok(form) => form,
+        Err(failure) => return unavailable(&failure),
+    };
+    match view {
+        View::Unknown => unknown(),
+        View::Gone => gone(),
+        View::SignIn => {
+            let status = if wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
+            page(status, &SignIn { style: STYLE, action: &action, form: &form, wrong }, None)
+        }
+        View::OtherPerson => {
+            let signed_in = pages.consent().signed_in(cookie).await.ok().flatten();
+            let person = signed_in.map_or_else(|| "somebody else".to_owned(), |person| in_words(&person));
+            page(
+                StatusCode::FORBIDDEN,
+                &OtherPerson { style: STYLE, action: &action, form: &form, person: &person },
+                None,
+            )
+        }
+        View::Ask(asking) => {
+            let Asking { person, actor, provider_name, tool_title, abilities, held, account, expires_in, forward_to } =
+                *asking;
+            let minutes = expires_in.as_secs().div_ceil(60);
+            let good_for =
+                format!("This link is good for {minutes} more minute{}.", if minutes == 1 { "" } else { "s" });
+            let ask = Ask {
+                style: STYLE,
+                action: &action,
+                form: &form,
+                person: &in_words(&person),
+                actor: &actor,
+                provider: &provider_name,
+                tool: tool_title.as_deref(),
+                account: account.as_deref(),
+                abilities: &abilities,
+                held: held > 0,
+                good_for: &good_for,
+            };
+            page(StatusCode::OK, &ask, Some(&forward_to))
+        }
+    }
+}
+
+/// The fields of a form on the page of a flow.
+#[derive(Deserialize)]
+struct Submitted {
+    step: Step,
+    form: String,
+    #[serde(default)]
+    token: Option<Secret>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Step {
+    SignIn,
+    SignOut,
+    Connect,
+}
+
+async fn submit(
+    State(pages): State<Pages>,
+    Path(flow): Path<String>,
+    headers: HeaderMap,
+    form: Result<Form<Submitted>, axum::extract::rejection::FormRejection>,
+) -> Response {
+    let Ok(id) = flow.parse::<FlowId>() else { return unknown() };
+    let Ok(Form(submitted)) = form else { return bad_form() };
+    let cookie = match guard::form(&pages, &headers, &format!("/connect/{flow}"), &submitted.form).await {
+        Ok(cookie) => cookie,
+        Err(refusal) => return refusal,
+    };
+    match submitted.step {
+        Step::SignIn => sign_in(&pages, &flow, &cookie, submitted.token).await,
+        Step::SignOut => match pages.consent().sign_out(&cookie).await {
+            Ok(()) => see_other(&format!("/connect/{flow}")),
+            Err(failure) => unavailable(&failure),
+        },
+        Step::Connect => match pages.consent().press(&id, &pages.visitor(cookie.clone())).await {
+            Ok(Ok(url)) => see_other(url.as_str()),
+            Ok(Err(view)) => render_view(&pages, &id, &cookie, view, false).await,
+            Err(failure) => unavailable(&failure),
+        },
+    }
+}
+
+async fn sign_in(pages: &Pages, flow: &str, cookie: &BrowserCookie, token: Option<Secret>) -> Response {
+    let Some(token) = token else { return show(pages, flow, cookie, true).await };
+    let token = Secret::new(token.expose().trim());
+    let subject = match pages.obo.authenticate(&Credential::Bearer { token, obo_user: None }).await {
+        Ok(subject) => subject,
+        Err(crate::identity::IdentityError::Unavailable { cause }) => {
+            return unavailable(&Failure::internal(cause));
+        }
+        Err(error) => {
+            tracing::info!(%error, "a sign-in on the consent page failed");
+            return show(pages, flow, cookie, true).await;
+        }
+    };
+    match pages.consent().sign_in(&subject).await {
+        Ok(cookie) => {
+            let mut response = see_other(&format!("/connect/{flow}"));
+            pages.set_cookie(&mut response, &cookie);
+            response
+        }
+        Err(failure) => unavailable(&failure),
+    }
+}
+
+async fn callback(
+    State(pages): State<Pages>,
+    Path(provider): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    // A browser without our cookie did not press the button: it meets the check with one that cannot fit.
+    let cookie = pages.cookie_of(&headers).unwrap_or_default();
+    let Some(query) = query.as_deref().and_then(CallbackQuery::parse) else { return not_ours() };
+    match pages.consent().callback(&provider, query, &pages.visitor(cookie.clone())).await {
+        Ok(returned) => render_returned(&pages, &cookie, returned).await,
+        Err(failure) => unavailable(&failure),
+    }
+}
+
+async fn render_returned(pages: &Pages, cookie: &BrowserCookie, returned: Returned) -> Response {
+    match returned {
+        Returned::NotOurs => not_ours(),
+        Returned::Used => gone(),
+        Returned::Expired => message(
+            StatusCode::GONE,
+            "bad",
+            "That took too long",
+            "The answer came after the link had expired. Ask your agent to try again; it gets a new link.",
+            None,
+        ),
+        Returned::OtherBrowser => message(
+            StatusCode::FORBIDDEN,
+            "bad",
+            "This is not the browser that began",
+            "Nothing was connected. Open the link again in the browser you want to use, and finish there.",
+            None,
+        ),
+        Returned::Declined { provider_name } => message(
+            StatusCode::OK,
+            "",
+            "Not connected",
+            &format!("You did not allow access, so {provider_name} was not connected. You can close this page."),
+            None,
+        ),
+        Returned::Failed { flow, provider_name, message: text } => message(
+            StatusCode::BAD_GATEWAY,
+            "bad",
+            &format!("{provider_name} could not be connected"),
+            &format!("{text}. Nothing was kept; you can try again."),
+            Some(&format!("/connect/{}", flow.as_str())),
+        ),
+        Returned::Connected(connected) => {
+            let grant = &connected.grant;
+            let connection = Connection {
+                person: connected.person.clone(),
+                provider: grant.provider.to_string(),
+                account: grant.account.key.clone(),
+            };
+            let Ok(connection) = serde_json::to_string(&connection) else { return not_ours() };
+            let form = match pages.consent().form_value(cookie, &connection).await {
+                Ok(form) => form,
+                Err(failure) => return unavailable(&failure),
+            };
+            let done = ConnectedPage {
+                style: STYLE,
+                provider: &connected.provider_name,
+                account: &grant.account.label,
+                person: &in_words(&connected.person),
+                withheld: &connected.withheld,
+                connection: &connection,
+                form: &form,
+            };
+            page(StatusCode::OK, &done, None)
+        }
+    }
+}
+
+/// A connection as a form names it. The form's hidden value is made over the whole text, so only what was rendered for
+/// this browser comes back.
+#[derive(Serialize, Deserialize)]
+struct Connection {
+    person: Person,
+    provider: String,
+    account: String,
+}
+
+#[derive(Deserialize)]
+struct Disconnecting {
+    connection: String,
+    form: String,
+}
+
+async fn disconnect(
+    State(pages): State<Pages>,
+    headers: HeaderMap,
+    form: Result<Form<Disconnecting>, axum::extract::rejection::FormRejection>,
+) -> Response {
+    let Ok(Form(submitted)) = form else { return bad_form() };
+    let cookie = match guard::form(&pages, &headers, &submitted.connection, &submitted.form).await {
+        Ok(cookie) => cookie,
+        Err(refusal) => return refusal,
+    };
+    let Ok(connection) = serde_json::from_str::<Connection>(&submitted.connection) else { return bad_form() };
+    let visitor = pages.visitor(cookie);
+    match pages.consent().disconnect_at(&visitor, &connection.person, &connection.provider, &connection.account).await {
+        Ok(Some(Revocation::Revoked)) => message(
+            StatusCode::OK,
+            "good",
+            "Disconnected",
+            "The provider has confirmed that its tokens are void.",
+            None,
+        ),
+        Ok(Some(Revocation::NotSupported | Revocation::Failed)) => message(
+            StatusCode::OK,
+            "",
+            "Disconnected here",
+            "obo has forgotten the connection, but the provider has not confirmed it. Remove obo in the provider's account settings too.",
+            None,
+        ),
+        Ok(None) => gone(),
+        Err(failure) => unavailable(&failure),
+    }
+}
+
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+struct SignIn<'a> {
+    style: &'a str,
+    action: &'a str,
+    form: &'a str,
+    wrong: bool,
+}
+
+#[derive(Template)]
+#[template(path = "other_person.html")]
+struct OtherPerson<'a> {
+    style: &'a str,
+    action: &'a str,
+    form: &'a str,
+    person: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "ask.html")]
+struct Ask<'a> {
+    style: &'a str,
+    action: &'a str,
+    form: &'a str,
+    person: &'a str,
+    actor: &'a str,
+    provider: &'a str,
+    tool: Option<&'a str>,
+    account: Option<&'a str>,
+    abilities: &'a [(String, String)],
+    held: bool,
+    good_for: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "connected.html")]
+struct ConnectedPage<'a> {
+    style: &'a str,
+    provider: &'a str,
+    account: &'a str,
+    person: &'a str,
+    withheld: &'a [String],
+    connection: &'a str,
+    form: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "message.html")]
+struct Message<'a> {
+    style: &'a str,
+    title: &'a str,
+    tone: &'a str,
+    text: &'a str,
+    back: Option<&'a str>,
+}
+
+/// The person as a page names them: the id alone where there is only one place it can come from.
+fn in_words(person: &Person) -> String {
+    if person.source == Source::obo() && person.tenant == TenantId::default_tenant() {
+        person.user.to_string()
+    } else {
+        person.to_string()
+    }
+}
+
+fn message(status: StatusCode, tone: &str, title: &str, text: &str, back: Option<&str>) -> Response {
+    page(status, &Message { style: STYLE, title, tone, text, back }, None)
+}
+
+fn unknown() -> Response {
+    message(
+        StatusCode::NOT_FOUND,
+        "bad",
+        "There is no such link",
+        "It may have been copied in part. Ask your agent to try again; it gets a new link.",
+        None,
+    )
+}
+
+fn gone() -> Response {
+    message(
+        StatusCode::GONE,
+        "bad",
+        "This link is used up",
+        "It was used, declined, or has expired. Ask your agent to try again; if a connection is still needed, it gets a new link.",
+        None,
+    )
+}
+
+fn not_ours() -> Response {
+    message(
+        StatusCode::BAD_REQUEST,
+        "bad",
+        "This answer belongs to no link",
+        "Nothing was connected. Ask your agent to try again; it gets a new link.",
+        None,
+    )
+}
+
+fn bad_form() -> Response {
+    message(StatusCode::BAD_REQUEST, "bad", "The form did not arrive whole", "Open the link again.", None)
+}
+
+fn unavailable(failure: &Failure) -> Response {
+    tracing::error!(code = failure.code.as_str(), cause = failure.cause, "a page could not be shown");
+    message(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "bad",
+        "Not just now",
+        "obo cannot do this at the moment. Try again in a little while; the person who runs this obo server finds the reason in its log.",
+        None,
+    )
+}
+
+fn see_other(location: &str) -> Response {
+    let mut response = StatusCode::SEE_OTHER.into_response();
+    if let Ok(mut value) = HeaderValue::from_str(location) {
+        // It may carry the state of a flow.
+        value.set_sensitive(true);
+        response.headers_mut().insert(header::LOCATION, value);
+    }
+    harden(&mut response, None);
+    response
+}
+
+fn page(status: StatusCode, template: &impl Template, forward_to: Option<&str>) -> Response {
+    let Ok(html) = template.render() else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    let mut response = (status, axum::response::Html(html)).into_response();
+    harden(&mut response, forward_to);
+    response
+}
+
+/// Headers of every page (T8): nothing is stored, framed, referred, loaded from elsewhere, or posted elsewhere. A form
+/// that ends in a redirect to the provider needs the provider's origin in `form-action`.
+fn harden(response: &mut Response, forward_to: Option<&str>) {
+    use base64::Engine as _;
+    let style = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(STYLE.as_bytes()));
+    let csp = format!(
+        "default-src 'none'; style-src 'sha256-{style}'; form-action 'self'{}{}; base-uri 'none'; frame-ancestors 'none'",
+        if forward_to.is_some() { " " } else { "" },
+        forward_to.unwrap_or_default(),
+    );
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, csp.as_str()),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// What every other path answers.
+pub fn nothing_here(_uri: Uri) -> Response {
+    message(StatusCode::NOT_FOUND, "", "Nothing here", "This is an obo server. MCP clients use the path /mcp.", None)
+}

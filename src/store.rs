@@ -45,9 +45,9 @@ pub struct Record {
     pub key: RecordKey,
     /// What it belongs to, for [`Store::owned`]; a hash too.
     pub owner: RecordKey,
-    /// Counts the writes, beginning with 1. The store sets it.
+    /// Counts the writes, beginning with 1. The store sets it. A record that was deleted and made again begins anew.
     pub generation: u64,
-    /// When it may be pruned; never, where there is none. Readers check the time themselves.
+    /// When it may be pruned; never, where there is none. Readers check the time themselves. Kept to the microsecond.
     pub expires_at: Option<Timestamp>,
     /// The sealed body.
     pub sealed: Vec<u8>,
@@ -92,7 +92,8 @@ pub enum StoreError {
     /// Somebody else wrote first: read again and decide again. Nothing was changed.
     #[error("the record was changed by somebody else in the meantime")]
     Conflict,
-    /// The store cannot be reached, read or written. The text is for the operator. Nothing was changed.
+    /// The store cannot be reached, read or written. The text is for the operator. Nothing was changed, unless the disk
+    /// itself failed during a commit: whoever must know reads again.
     #[error("{0}")]
     Unavailable(String),
     /// The files are not what they should be: wrong permissions, a newer format, a network folder.
@@ -152,7 +153,8 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Unavailable`].
     async fn prune(&self, now: Timestamp) -> Result<usize, StoreError>;
 
-    /// Takes `name` exclusively, waiting up to `wait`; `None` when it stayed taken. Freed when its holder dies.
+    /// Takes `name` exclusively, waiting up to `wait`; `None` when it stayed taken. Freed when its holder dies. A second
+    /// lease of one name waits in the same process, too, so a holder must never ask for what it holds.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].

@@ -1,1 +1,256 @@
-//! SQLite.
+//! The store of one machine: a SQLite file in the data folder, shared by every obo process of its owner.
+//!
+//! Writes go through one thread that commits whatever has queued up together, so that many small writes share one
+//! flush to disk. Reads have two threads with connections of their own; in WAL mode they never wait for a writer.
+//! Leases are file locks, which the kernel frees when their holder dies.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::{Lease, LogEntry, Record, RecordKey, Store, StoreError, Table, Write};
+
+mod folder;
+mod lease;
+mod schema;
+mod writer;
+
+use folder::Folder;
+use lease::Locks;
+use writer::{Readers, Writer};
+
+/// The largest sealed body accepted, in bytes. Grants are a few KiB, consent flows less.
+pub const MAX_SEALED_BYTES: usize = 1 << 20; // 1 MiB
+
+/// The largest log entry accepted, in bytes.
+pub const MAX_LOG_BODY_BYTES: usize = 1 << 20; // 1 MiB
+
+/// Most rows that one call of [`Store::scan`] or [`Store::log`] gives, whatever limit it was asked for.
+pub const MAX_ROWS: usize = 10_000;
+
+/// Rows removed in one transaction by [`Store::prune`], so that it never holds up other writers for long.
+const PRUNE_ROWS: usize = 1_000;
+
+/// Records in a SQLite file. Several processes may open the same folder.
+pub struct SqliteStore {
+    writer: Writer,
+    readers: Readers,
+    locks: Locks,
+}
+
+impl SqliteStore {
+    /// Opens the store in `data_dir`, and makes the folder and the file where there are none.
+    ///
+    /// Opening is cheap: no record is read and no key is needed. It blocks for a few file operations.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] when the folder or a file in it could be read by others, belongs to somebody else, is a
+    /// link, lies on a network file system, or was written by a newer obo; [`StoreError::Unavailable`] when the disk
+    /// fails.
+    pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        let folder = Folder::secure(data_dir)?;
+        let locks = Locks::in_folder(folder.locks());
+        let connection = schema::open(&folder, &locks)?;
+        Ok(Self { writer: Writer::start(connection)?, readers: Readers::start(folder.database())?, locks })
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for SqliteStore {
+    async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError> {
+        let key = *key;
+        self.readers
+            .read(move |db| {
+                db.prepare_cached(
+                    "SELECT key, owner, generation, expires_at, sealed FROM records WHERE kind = ?1 AND key = ?2",
+                )?
+                .query_row(params![table as u8, key], |row| record(table, row))
+                .optional()
+            })
+            .await
+    }
+
+    async fn owned(&self, table: Table, owner: &RecordKey) -> Result<Vec<Record>, StoreError> {
+        let owner = *owner;
+        self.readers
+            .read(move |db| {
+                db.prepare_cached(
+                    "SELECT key, owner, generation, expires_at, sealed FROM records
+                     WHERE kind = ?1 AND owner = ?2 ORDER BY key",
+                )?
+                .query_map(params![table as u8, owner], |row| record(table, row))?
+                .collect()
+            })
+            .await
+    }
+
+    async fn scan(&self, table: Table, after: Option<&RecordKey>, limit: usize) -> Result<Vec<Record>, StoreError> {
+        // The empty key sorts before every key.
+        let after = after.map_or_else(Vec::new, |key| key.to_vec());
+        let limit = limit.min(MAX_ROWS) as i64;
+        self.readers
+            .read(move |db| {
+                db.prepare_cached(
+                    "SELECT key, owner, generation, expires_at, sealed FROM records
+                     WHERE kind = ?1 AND key > ?2 ORDER BY key LIMIT ?3",
+                )?
+                .query_map(params![table as u8, after, limit], |row| record(table, row))?
+                .collect()
+            })
+            .await
+    }
+
+    async fn apply(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        self.writer.submit(move |db| writes.iter().try_for_each(|write| apply(db, write))).await
+    }
+
+    async fn log(&self, after: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
+        let after = i64::try_from(after).unwrap_or(i64::MAX);
+        let limit = limit.min(MAX_ROWS) as i64;
+        self.readers
+            .read(move |db| {
+                db.prepare_cached(
+                    "SELECT position, writer, seq, body FROM log WHERE position > ?1 ORDER BY position LIMIT ?2",
+                )?
+                .query_map(params![after, limit], |row| {
+                    let entry = LogEntry { writer: row.get(1)?, seq: number(row, 2)?, body: row.get(3)? };
+                    Ok((number(row, 0)?, entry))
+                })?
+                .collect()
+            })
+            .await
+    }
+
+    async fn prune(&self, now: Timestamp) -> Result<usize, StoreError> {
+        let mut removed = 0;
+        loop {
+            let round = self
+                .writer
+                .submit(move |db| {
+                    let rows = db
+                        .prepare_cached(
+                            "DELETE FROM records WHERE rowid IN
+                               (SELECT rowid FROM records WHERE expires_at < ?1 LIMIT ?2)",
+                        )
+                        .and_then(|mut delete| delete.execute(params![now.as_microsecond(), PRUNE_ROWS as i64]))?;
+                    Ok(rows)
+                })
+                .await?;
+            removed += round;
+            if round < PRUNE_ROWS {
+                return Ok(removed);
+            }
+        }
+    }
+
+    async fn lease(&self, name: &RecordKey, wait: Duration) -> Result<Option<Lease>, StoreError> {
+        self.locks.take(name, wait).await
+    }
+}
+
+/// Why one job of a batch was not done.
+enum JobError {
+    /// A condition does not hold: this job alone is undone.
+    Conflict,
+    /// The job itself cannot be stored: it alone is undone.
+    Refused(String),
+    /// The database failed: the whole batch is.
+    Database(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for JobError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::ConstraintViolation) => Self::Refused(error.to_string()),
+            _ => Self::Database(error),
+        }
+    }
+}
+
+/// Makes one change inside the open transaction.
+fn apply(db: &Connection, write: &Write) -> Result<(), JobError> {
+    let changed = match write {
+        Write::Insert(new) => {
+            bounded("a record", new.sealed.len(), MAX_SEALED_BYTES)?;
+            db.prepare_cached(
+                "INSERT INTO records (kind, key, owner, generation, expires_at, sealed) VALUES (?1, ?2, ?3, 1, ?4, ?5)
+                 ON CONFLICT (kind, key) DO NOTHING",
+            )?
+            .execute(params![new.table as u8, new.key, new.owner, micros(new), new.sealed])?
+        }
+        Write::Replace(new) => {
+            bounded("a record", new.sealed.len(), MAX_SEALED_BYTES)?;
+            db.prepare_cached(
+                "UPDATE records SET owner = ?3, generation = generation + 1, expires_at = ?4, sealed = ?5
+                 WHERE kind = ?1 AND key = ?2 AND generation = ?6",
+            )?
+            .execute(params![
+                new.table as u8,
+                new.key,
+                new.owner,
+                micros(new),
+                new.sealed,
+                as_stored(new.generation)
+            ])?
+        }
+        Write::Put(new) => {
+            bounded("a record", new.sealed.len(), MAX_SEALED_BYTES)?;
+            db.prepare_cached(
+                "INSERT INTO records (kind, key, owner, generation, expires_at, sealed) VALUES (?1, ?2, ?3, 1, ?4, ?5)
+                 ON CONFLICT (kind, key) DO UPDATE SET owner = excluded.owner, generation = generation + 1,
+                   expires_at = excluded.expires_at, sealed = excluded.sealed",
+            )?
+            .execute(params![new.table as u8, new.key, new.owner, micros(new), new.sealed])?
+        }
+        Write::Delete { table, key, generation } => db
+            .prepare_cached("DELETE FROM records WHERE kind = ?1 AND key = ?2 AND generation = ?3")?
+            .execute(params![*table as u8, key, as_stored(*generation)])?,
+        Write::Append(entry) => {
+            bounded("a log entry", entry.body.len(), MAX_LOG_BODY_BYTES)?;
+            db.prepare_cached(
+                "INSERT INTO log (writer, seq, body) VALUES (?1, ?2, ?3) ON CONFLICT (writer, seq) DO NOTHING",
+            )?
+            .execute(params![entry.writer, as_stored(entry.seq), entry.body])?
+        }
+    };
+    if changed == 1 { Ok(()) } else { Err(JobError::Conflict) }
+}
+
+fn bounded(what: &str, bytes: usize, limit: usize) -> Result<(), JobError> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(JobError::Refused(format!("{what} of {bytes} bytes is longer than the {limit} bytes that the store keeps")))
+}
+
+/// SQLite's integers are signed; a number that does not fit is equal to no stored one.
+fn as_stored(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(-1)
+}
+
+fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let stored: i64 = row.get(column)?;
+    u64::try_from(stored).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, stored))
+}
+
+fn micros(record: &Record) -> Option<i64> {
+    record.expires_at.map(Timestamp::as_microsecond)
+}
+
+fn record(table: Table, row: &Row<'_>) -> rusqlite::Result<Record> {
+    let expires_at: Option<i64> = row.get(3)?;
+    let expires_at = expires_at.map(Timestamp::from_microsecond).transpose().map_err(|_| {
+        // A time that no write of ours could have stored.
+        rusqlite::Error::IntegralValueOutOfRange(3, expires_at.unwrap_or_default())
+    })?;
+    Ok(Record {
+        table,
+        key: row.get(0)?,
+        owner: row.get(1)?,
+        generation: number(row, 2)?,
+        expires_at,
+        sealed: row.get(4)?,
+    })
+}

@@ -4,12 +4,43 @@
 //! Keys are opened on first need, once, and stay in memory. A vault that exists is never given a second key: a
 //! missing one is an error that explains itself (INV-5).
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
 
 use crate::failure::{Code, Failure};
 use crate::id::TenantId;
-use crate::secret::SecretBytes;
-use crate::store::{RecordKey, Store, Table};
+use crate::secret::{Secret, SecretBytes};
+use crate::store::{Record, RecordKey, Store, StoreError, Table, Write};
+
+mod keyring;
+mod meta;
+mod sealed;
+mod source;
+
+pub use sealed::{MAX_PLAINTEXT_BYTES, Sealed};
+
+use meta::Meta;
+use sealed::Key;
+use source::{Outside, Target};
+
+/// How long another process may take to give a new vault its key.
+const CREATE_WAIT: Duration = Duration::from_secs(30);
+
+/// The key id in the header of a wrapped root key: the key from outside has no number of its own.
+const OUTSIDE_KEY: u32 = 0;
+/// The key id of the root key.
+const ROOT_KEY: u32 = 1;
+/// The number of a tenant's first data key. Later ones, where there are any, count on.
+const FIRST_DATA_KEY: u32 = 1;
+
+// Labels of derived keys. NEVER CHANGE: nothing that was sealed before would open or be found.
+const WRAPS_ROOT_KEY: &[u8] = b"obo/v1/wraps root key";
+const WRAPS_DATA_KEYS: &[u8] = b"obo/v1/wraps data keys";
+const MAC: &[u8] = b"obo/v1/mac/";
 
 /// `[vault.key]` of obo.toml.
 #[derive(Debug, Clone, serde::Deserialize, schemars::JsonSchema)]
@@ -29,6 +60,21 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// What the operator should know about this choice, if anything: a key that lies beside what it locks protects
+    /// nothing against somebody who copies the folder.
+    pub fn warning(&self, data_dir: &Path) -> Option<String> {
+        let path = self.path.as_ref().filter(|_| self.source == SourceName::File)?;
+        let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        whole(path).starts_with(whole(data_dir)).then(|| {
+            format!(
+                "the vault's key {} lies in the data folder, so a copy of the folder holds both; move the key elsewhere",
+                path.display()
+            )
+        })
+    }
+}
+
 /// Where the vault's key is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -43,6 +89,28 @@ pub enum SourceName {
     Env,
 }
 
+impl SourceName {
+    /// As obo.toml spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Keyring => "keyring",
+            Self::Passphrase => "passphrase",
+            Self::File => "file",
+            Self::Env => "env",
+        }
+    }
+
+    /// In words, after "kept in".
+    fn words(self) -> &'static str {
+        match self {
+            Self::Keyring => "the OS keyring",
+            Self::Passphrase => "a passphrase",
+            Self::File => "a file",
+            Self::Env => "an environment variable",
+        }
+    }
+}
+
 /// Why the keys are not open. The text explains itself to the person who runs obo; it holds no secret.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum KeyError {
@@ -55,6 +123,15 @@ pub enum KeyError {
     /// A sealed record does not open: it was changed, moved, or sealed with another key.
     #[error("a sealed record does not open: it was changed, moved, or sealed with another key")]
     DoesNotOpen,
+}
+
+impl From<StoreError> for KeyError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unusable(text) => Self::Unusable(text),
+            StoreError::Conflict | StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
+        }
+    }
 }
 
 impl From<KeyError> for Failure {
@@ -93,16 +170,48 @@ impl Context {
     }
 }
 
+/// What [`Keys::with_prompt`] is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// A passphrase for a new vault. Ask twice: what is mistyped here locks the vault for ever.
+    NewPassphrase,
+    /// The passphrase of the vault.
+    Passphrase,
+}
+
+/// Asks the person at the terminal. None when there is no terminal, or nothing was entered. May block.
+pub type Prompt = Arc<dyn Fn(Ask) -> Option<Secret> + Send + Sync>;
+
 /// The keys of a vault, opened on first need. Cheap to clone.
 #[derive(Clone)]
 pub struct Keys {
-    // store, config, OnceCell<Arc<OpenKeys>>
+    store: Arc<dyn Store>,
+    config: Arc<Config>,
+    outside: Outside,
+    open: Arc<OnceCell<Arc<OpenKeys>>>,
 }
 
 impl Keys {
     /// Keys that open when they are first needed.
-    pub fn new(_store: Arc<dyn Store>, _config: Config) -> Self {
-        todo!()
+    pub fn new(store: Arc<dyn Store>, config: Config) -> Self {
+        Self { store, config: Arc::new(config), outside: Outside::real(), open: Arc::default() }
+    }
+
+    /// Asks a person for the passphrase, and gives them time to unlock the keyring. For the command line.
+    #[must_use]
+    pub fn with_prompt(mut self, prompt: Prompt) -> Self {
+        self.outside.ask_with(prompt);
+        self
+    }
+
+    /// Tries whether a key could be kept or read as `config` says, and leaves nothing behind. A keyring is written to,
+    /// read back on another thread (some keep what they are given for one thread alone) and cleaned; a file or a
+    /// variable is read; a passphrase always works.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    pub async fn probe(config: &Config) -> Result<(), KeyError> {
+        Outside::real().probe(config).await
     }
 
     /// Opens the keys, or returns the open ones. A new vault gets a new key; an existing one never does. An error is
@@ -110,41 +219,147 @@ impl Keys {
     ///
     /// # Errors
     /// See [`KeyError`].
+    ///
+    /// # Cancellation
+    /// A vault whose first opening is dropped has its key or has none; the next call opens either.
     pub async fn open(&self) -> Result<Arc<OpenKeys>, KeyError> {
-        todo!()
+        self.open.get_or_try_init(|| self.unlock()).await.cloned()
+    }
+
+    async fn unlock(&self) -> Result<Arc<OpenKeys>, KeyError> {
+        if let Some(meta) = self.meta().await? {
+            return self.unlock_existing(&meta).await;
+        }
+        // Two processes that start at once must not each make a key: the second one's would lock out the first.
+        let _lease = self.store.lease(&meta::KEY, CREATE_WAIT).await?.ok_or_else(|| {
+            KeyError::Unavailable(
+                "another obo process has been making this vault's key for too long; end it".to_owned(),
+            )
+        })?;
+        match self.meta().await? {
+            Some(meta) => self.unlock_existing(&meta).await,
+            None => self.unlock_new().await,
+        }
+    }
+
+    async fn meta(&self) -> Result<Option<Meta>, KeyError> {
+        self.store.get(Table::Meta, &meta::KEY).await?.map(|record| Meta::parse(&record.sealed)).transpose()
+    }
+
+    async fn unlock_existing(&self, meta: &Meta) -> Result<Arc<OpenKeys>, KeyError> {
+        if meta.source != self.config.source {
+            return Err(KeyError::Unusable(format!(
+                "this vault's key is kept in {}, but obo.toml names {}; set [vault.key] source = \"{}\"",
+                meta.source.words(),
+                self.config.source.words(),
+                meta.source.as_str(),
+            )));
+        }
+        let key = self.outside.key(&self.config, Target::Existing(meta)).await?;
+        if meta::id_of(&key) != meta.key_id {
+            return Err(source::wrong_key(&self.config));
+        }
+        let sealed = meta.root()?;
+        let sealed = Sealed::parse(&sealed).ok_or(KeyError::DoesNotOpen)?;
+        let root = key.derive(&[WRAPS_ROOT_KEY]).open(&meta.context(), &sealed)?;
+        let root = Key::from_bytes(root.expose()).ok_or(KeyError::DoesNotOpen)?;
+        Ok(Arc::new(OpenKeys::new(Arc::clone(&self.store), root, meta)))
+    }
+
+    /// Invariant INV-5: only where nothing was ever sealed is a key made. Otherwise a keyring that is locked, and so
+    /// looks empty, would cost everybody their connections.
+    async fn unlock_new(&self) -> Result<Arc<OpenKeys>, KeyError> {
+        for table in [Table::DataKey, Table::Grant] {
+            if !self.store.scan(table, None, 1).await?.is_empty() {
+                return Err(KeyError::Unusable(
+                    "this vault has sealed records but its key record is gone; restore a backup of the data folder \
+                     (obo never makes a second key beside an existing vault)"
+                        .to_owned(),
+                ));
+            }
+        }
+        let mut meta = Meta::new(self.config.source, self.outside.cost());
+        let key = self.outside.key(&self.config, Target::New(&meta)).await?;
+        let root = Key::random();
+        meta.key_id = meta::id_of(&key);
+        meta.set_root(&key.derive(&[WRAPS_ROOT_KEY]).seal(OUTSIDE_KEY, &meta.context(), root.expose())?);
+        self.store.apply(vec![Write::Insert(meta.record()?)]).await?;
+        tracing::info!(vault = %meta.vault, source = meta.source.as_str(), "vault.created");
+        Ok(Arc::new(OpenKeys::new(Arc::clone(&self.store), root, &meta)))
     }
 }
 
 /// Open keys.
 pub struct OpenKeys {
-    // root key, data keys by tenant, store
+    store: Arc<dyn Store>,
+    root: Key,
+    vault: uuid::Uuid,
+    key_id: String,
+    /// As many as there are tenants, which an operator names.
+    tenants: Mutex<HashMap<TenantId, Arc<DataKeys>>>,
 }
 
+/// A tenant's data keys by their numbers. Never empty; the newest seals, every one opens.
+struct DataKeys(BTreeMap<u32, Key>);
+
 impl OpenKeys {
+    fn new(store: Arc<dyn Store>, root: Key, meta: &Meta) -> Self {
+        Self { store, root, vault: meta.vault, key_id: meta.key_id.clone(), tenants: Mutex::default() }
+    }
+
+    /// The vault's id: random, made with it, and no secret.
+    pub fn vault_id(&self) -> uuid::Uuid {
+        self.vault
+    }
+
+    /// Names the key from outside that opened the vault; no secret.
+    pub fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
     /// Seals `plaintext` for a tenant; it opens with the same tenant and context only.
     ///
     /// # Errors
     /// [`KeyError::Unavailable`] when a tenant's first data key cannot be stored.
-    pub async fn seal(&self, _tenant: &TenantId, _context: &Context, _plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
-        todo!()
+    pub async fn seal(&self, tenant: &TenantId, context: &Context, plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let keys = match self.known(tenant) {
+            Some(keys) => keys,
+            None => match self.load(tenant).await? {
+                Some(keys) => keys,
+                None => self.first(tenant).await?,
+            },
+        };
+        let (number, key) = keys.0.last_key_value().ok_or(KeyError::DoesNotOpen)?;
+        key.seal(*number, context, plaintext)
     }
 
     /// Opens what [`OpenKeys::seal`] sealed.
     ///
     /// # Errors
     /// [`KeyError::DoesNotOpen`].
-    pub async fn unseal(
-        &self,
-        _tenant: &TenantId,
-        _context: &Context,
-        _sealed: &[u8],
-    ) -> Result<SecretBytes, KeyError> {
-        todo!()
+    pub async fn unseal(&self, tenant: &TenantId, context: &Context, sealed: &[u8]) -> Result<SecretBytes, KeyError> {
+        let sealed = Sealed::parse(sealed).ok_or(KeyError::DoesNotOpen)?;
+        let number = sealed.key_id();
+        let known = self.known(tenant).filter(|keys| keys.0.contains_key(&number));
+        let keys = match known {
+            Some(keys) => keys,
+            // Another process may have made the key since.
+            None => self.load(tenant).await?.ok_or(KeyError::DoesNotOpen)?,
+        };
+        keys.0.get(&number).ok_or(KeyError::DoesNotOpen)?.open(context, &sealed)
     }
 
     /// HMAC-SHA256 over length-prefixed parts under a key for this purpose alone. Stable over key rotation.
-    pub fn mac(&self, _purpose: &'static str, _parts: &[&[u8]]) -> [u8; 32] {
-        todo!()
+    pub fn mac(&self, purpose: &'static str, parts: &[&[u8]]) -> [u8; 32] {
+        use hmac::{KeyInit as _, Mac as _};
+        let key = self.root.derive(&[MAC, purpose.as_bytes()]);
+        #[expect(clippy::expect_used, reason = "RFC 2104 §3: HMAC takes keys of every length")]
+        let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(key.expose()).expect("any length will do");
+        for part in parts {
+            mac.update(&(part.len() as u32).to_be_bytes());
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
     }
 
     /// The key of a record: a MAC over what it names, so that the store learns nothing from it.
@@ -155,4 +370,57 @@ impl OpenKeys {
         all.extend_from_slice(parts);
         self.mac("record key", &all)
     }
+
+    fn known(&self, tenant: &TenantId) -> Option<Arc<DataKeys>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned()
+    }
+
+    /// Reads a tenant's data keys from the store.
+    async fn load(&self, tenant: &TenantId) -> Result<Option<Arc<DataKeys>>, KeyError> {
+        let owner = self.record_key(Table::DataKey, &[tenant.as_str().as_bytes()]);
+        let wrapping = self.root.derive(&[WRAPS_DATA_KEYS]);
+        let mut keys = BTreeMap::new();
+        for record in self.store.owned(Table::DataKey, &owner).await? {
+            let sealed = Sealed::parse(&record.sealed).ok_or(KeyError::DoesNotOpen)?;
+            let body = wrapping.open(&data_key_context(tenant), &sealed)?;
+            let (number, key) = body.expose().split_first_chunk::<4>().ok_or(KeyError::DoesNotOpen)?;
+            keys.insert(u32::from_be_bytes(*number), Key::from_bytes(key).ok_or(KeyError::DoesNotOpen)?);
+        }
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        let keys = Arc::new(DataKeys(keys));
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant.clone(), Arc::clone(&keys));
+        Ok(Some(keys))
+    }
+
+    /// Makes a tenant's first data key; or finds that another process just has.
+    async fn first(&self, tenant: &TenantId) -> Result<Arc<DataKeys>, KeyError> {
+        let mut body = zeroize::Zeroizing::new(Vec::with_capacity(4 + sealed::KEY_BYTES));
+        body.extend_from_slice(&FIRST_DATA_KEY.to_be_bytes());
+        body.extend_from_slice(Key::random().expose());
+        let wrapped = self.root.derive(&[WRAPS_DATA_KEYS]).seal(ROOT_KEY, &data_key_context(tenant), &body)?;
+        let name = tenant.as_str().as_bytes();
+        let new = Write::Insert(Record {
+            table: Table::DataKey,
+            key: self.record_key(Table::DataKey, &[name, &FIRST_DATA_KEY.to_be_bytes()]),
+            owner: self.record_key(Table::DataKey, &[name]),
+            generation: 0,
+            expires_at: None,
+            sealed: wrapped,
+        });
+        match self.store.apply(vec![new]).await {
+            Ok(()) | Err(StoreError::Conflict) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // What the store has counts, whoever wrote it.
+        self.load(tenant).await?.ok_or_else(|| KeyError::Unavailable("the new data key was not found again".to_owned()))
+    }
 }
+
+fn data_key_context(tenant: &TenantId) -> Context {
+    Context::of(Table::DataKey).with(tenant.as_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests;

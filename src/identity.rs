@@ -1,9 +1,91 @@
 //! Who is this? A [`Credential`] goes in, a [`Subject`] comes out, or nobody does.
+//!
+//! One file a method. Which method looks at a credential is decided by its form alone ([`Identity::authenticate`]), so
+//! a credential that one method refuses is never tried with another.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
+use url::Url;
+
+use crate::clock::SharedClock;
+use crate::egress::Egress;
+use crate::failure::{Code, Failure};
 use crate::id::{Person, TenantId, UserId};
+use crate::keys::{KeyError, Keys};
 use crate::secret::Secret;
+use crate::store::{Store, StoreError};
+
+pub mod application;
+#[cfg(test)]
+mod fixture;
+pub mod issuer;
+pub mod obo_token;
+pub mod os_user;
+
+pub use application::Application;
+pub use obo_token::IssuedToken;
+pub use os_user::os_user_name;
+
+/// Longest bearer credential looked at, in bytes.
+pub const MAX_BEARER_BYTES: usize = 16 << 10; // 16 KiB
+
+/// Most groups a person may be in. More are refused rather than cut: a policy may forbid by group.
+pub const MAX_GROUPS: usize = 512;
+
+/// Longest name of a group, in bytes.
+pub const MAX_GROUP_BYTES: usize = 255;
+
+/// `[identity]` of obo.toml.
+#[derive(Clone, Default, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Identity providers whose people may use this server.
+    pub issuer: Vec<issuer::Config>,
+    /// Applications that name their users themselves.
+    pub application: Vec<application::Config>,
+}
+
+impl Config {
+    /// Puts `resource` (`public_url` + `/mcp`) in where an issuer names no audience.
+    #[must_use]
+    pub fn with_default_audience(mut self, resource: &str) -> Self {
+        for issuer in &mut self.issuer {
+            issuer.audience.get_or_insert_with(|| resource.to_owned());
+        }
+        self
+    }
+
+    /// The URLs that stand in it, for [`Egress::new`]: their hosts may be private.
+    pub fn urls(&self) -> Vec<Url> {
+        let issuers = self.issuer.iter().filter_map(|issuer| Url::parse(&issuer.issuer).ok());
+        issuers.chain(self.application.iter().filter_map(|app| app.user_verifier_url.clone())).collect()
+    }
+
+    /// Checks what serde cannot: names and issuers that are unique, URLs, audiences, tenants.
+    ///
+    /// # Errors
+    /// One line naming the key and the mend.
+    pub fn check(&self) -> Result<(), String> {
+        let mut names = BTreeSet::new();
+        let mut issuers = BTreeSet::new();
+        for issuer in &self.issuer {
+            issuer.check()?;
+            if !names.insert(issuer.name.as_str()) {
+                return Err(format!(
+                    "identity.issuer: two are named {:?}; give each its own name",
+                    issuer.name.as_str()
+                ));
+            }
+            // A token says who issued it, and nothing else about which entry is meant.
+            if !issuers.insert(issuer.issuer.as_str()) {
+                return Err(format!("identity.issuer: {:?} occurs twice; keep one entry for it", issuer.issuer));
+            }
+        }
+        application::check(&self.application)
+    }
+}
 
 /// What a caller shows. Unverified: it says nothing about who they are until [`Identity::authenticate`] has agreed.
 #[derive(Clone)]
@@ -82,6 +164,29 @@ pub enum IdentityError {
     },
 }
 
+impl IdentityError {
+    fn invalid(cause: impl Into<String>) -> Self {
+        Self::Invalid { cause: cause.into() }
+    }
+
+    fn unavailable(cause: impl fmt::Display) -> Self {
+        Self::Unavailable { cause: cause.to_string() }
+    }
+}
+
+impl From<StoreError> for IdentityError {
+    fn from(error: StoreError) -> Self {
+        Self::unavailable(error)
+    }
+}
+
+impl From<KeyError> for IdentityError {
+    fn from(error: KeyError) -> Self {
+        // A record that does not open is for the operator to see, not for the caller to be told as "invalid".
+        Self::unavailable(error)
+    }
+}
+
 impl fmt::Display for IdentityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -94,16 +199,147 @@ impl fmt::Display for IdentityError {
 
 impl std::error::Error for IdentityError {}
 
-/// Identifies callers. Cheap to clone.
+/// A way to find out who somebody is.
+///
+/// # Cancellation
+/// Nothing is changed by authenticating; a future may be dropped at any point.
+#[async_trait::async_trait]
+pub trait Authenticate: Send + Sync {
+    /// Turns a credential into a subject.
+    ///
+    /// # Errors
+    /// See [`IdentityError`]. [`IdentityError::Missing`] where the credential is not of this method's kind.
+    async fn authenticate(&self, credential: &Credential) -> Result<Subject, IdentityError>;
+}
+
+/// All ways to find out who somebody is. Cheap to clone.
 #[derive(Clone)]
-pub struct Identity {}
+pub struct Identity {
+    os_user: os_user::OsUser,
+    tokens: obo_token::OboTokens,
+    issuers: Arc<issuer::Issuers>,
+    applications: application::Applications,
+}
 
 impl Identity {
-    /// Says who shows a credential.
+    /// Puts the methods together. Nothing is read or fetched before it is needed.
+    ///
+    /// # Errors
+    /// What [`Config::check`] says.
+    pub fn new(
+        config: Config,
+        store: Arc<dyn Store>,
+        keys: Keys,
+        egress: Egress,
+        clock: SharedClock,
+    ) -> Result<Self, String> {
+        config.check()?;
+        Ok(Self {
+            os_user: os_user::OsUser,
+            tokens: obo_token::OboTokens::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock)),
+            issuers: Arc::new(issuer::Issuers::new(config.issuer, egress, Arc::clone(&clock))),
+            applications: application::Applications::new(config.application, store, keys, clock),
+        })
+    }
+
+    /// Finds out who shows a credential. A refusal is logged with its cause, never with the credential.
     ///
     /// # Errors
     /// See [`IdentityError`].
-    pub async fn authenticate(&self, _credential: &Credential) -> Result<Subject, IdentityError> {
-        todo!()
+    pub async fn authenticate(&self, credential: &Credential) -> Result<Subject, IdentityError> {
+        let result = match self.method_for(credential) {
+            Ok(method) => method.authenticate(credential).await,
+            Err(error) => Err(error),
+        };
+        log_refusal(result)
     }
+
+    /// Finds out which application shows a key, for requests that name no user.
+    ///
+    /// # Errors
+    /// See [`IdentityError`].
+    pub async fn application(&self, key: &Secret) -> Result<Application, IdentityError> {
+        let result = match bearer_form(key, true) {
+            Err(error) => Err(error),
+            Ok(_) => self.applications.find(key).await,
+        };
+        log_refusal(result)
+    }
+
+    /// Tokens that obo issues itself.
+    pub fn tokens(&self) -> &obo_token::OboTokens {
+        &self.tokens
+    }
+
+    /// Trusted applications.
+    pub fn applications(&self) -> &application::Applications {
+        &self.applications
+    }
+
+    /// The configured issuers: for the RFC 9728 document, and for signing in on the consent pages.
+    pub fn issuers(&self) -> impl Iterator<Item = &issuer::Config> {
+        self.issuers.configs()
+    }
+
+    fn method_for(&self, credential: &Credential) -> Result<&dyn Authenticate, IdentityError> {
+        let Credential::Bearer { token, obo_user } = credential else { return Ok(&self.os_user) };
+        Ok(match bearer_form(token, obo_user.is_some())? {
+            BearerForm::OboToken => &self.tokens,
+            BearerForm::ApplicationKey => &self.applications,
+            BearerForm::Jwt => &*self.issuers,
+        })
+    }
+}
+
+fn log_refusal<T>(result: Result<T, IdentityError>) -> Result<T, IdentityError> {
+    match &result {
+        Ok(_) => {}
+        // Every client begins so: it asks without a token to learn where to get one.
+        Err(IdentityError::Missing) => tracing::debug!("a request without a credential"),
+        Err(IdentityError::Invalid { cause }) => tracing::info!(cause, "a credential was refused"),
+        Err(IdentityError::Unavailable { cause }) => tracing::warn!(cause, "a credential could not be checked"),
+    }
+    result
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BearerForm {
+    OboToken,
+    ApplicationKey,
+    Jwt,
+}
+
+fn bearer_form(token: &Secret, names_a_user: bool) -> Result<BearerForm, IdentityError> {
+    let text = token.expose();
+    if text.is_empty() {
+        return Err(IdentityError::Missing);
+    }
+    if text.len() > MAX_BEARER_BYTES {
+        return Err(IdentityError::invalid("the bearer is longer than obo reads"));
+    }
+    match (text.starts_with(obo_token::PREFIX), names_a_user) {
+        // Ignoring the header would let a caller believe that it acts as somebody else.
+        (true, true) => Err(IdentityError::invalid("a token issued by obo with Obo-User, which is for applications")),
+        (true, false) => Ok(BearerForm::OboToken),
+        (false, true) => Ok(BearerForm::ApplicationKey),
+        (false, false) if text.split('.').count() == 3 => Ok(BearerForm::Jwt),
+        (false, false) => {
+            Err(IdentityError::invalid("an unknown form of bearer, or an application key without a user"))
+        }
+    }
+}
+
+/// Checks a list of group names from outside.
+fn bounded_groups(groups: Vec<String>) -> Result<Vec<String>, &'static str> {
+    if groups.len() > MAX_GROUPS {
+        return Err("too many groups");
+    }
+    let fits =
+        |group: &String| !group.is_empty() && group.len() <= MAX_GROUP_BYTES && !group.chars().any(char::is_control);
+    if groups.iter().all(fits) { Ok(groups) } else { Err("a group's name is empty, too long, or not printable") }
+}
+
+/// A store that cannot be read or written, for the person who runs a command.
+fn store_failure(error: StoreError) -> Failure {
+    Failure::new(Code::VaultUnavailable, "obo cannot read or write its store; see `obo doctor`").because(error)
 }

@@ -1,0 +1,266 @@
+//! People of an identity provider: its signed access tokens (RFC 7519, RFC 9068), checked by its published keys.
+//!
+//! Hardened along RFC 8725: the key decides the algorithm, the configuration decides the issuer and the audience, and
+//! nothing in a token decides where keys come from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::{Authenticate, Credential, IdentityError, MAX_GROUPS, Subject, Via, bounded_groups};
+use crate::clock::SharedClock;
+use crate::egress::{self, Egress};
+use crate::id::{Person, Source, TenantId, UserId};
+use crate::secret::Secret;
+
+mod jwks;
+mod jwt;
+mod keys;
+#[cfg(test)]
+mod tests;
+
+use jwt::Unverified;
+use keys::{IssuerKeys, NoKey};
+
+/// How far the issuer's clock may differ from ours, in seconds, in either direction (RFC 7519 §4.1.4).
+pub const LEEWAY_S: i64 = 60;
+
+/// Most audiences looked at in a token.
+const MAX_AUDIENCES: usize = 64;
+
+/// `[[identity.issuer]]` of obo.toml.
+#[derive(Clone, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Its name, unique: the source of its people.
+    #[schemars(with = "String")]
+    pub name: Source,
+    /// The issuer, spelled exactly as in its tokens.
+    pub issuer: String,
+    /// The audience its tokens for this server have. Default: `public_url` + `/mcp`. Never equal to `client_id`, because
+    /// ID tokens, which every page of the organisation gets, have that one.
+    #[serde(default)]
+    pub audience: Option<String>,
+    /// The organisation of all its people. Default: `default`.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub tenant: Option<TenantId>,
+    /// In place of `tenant`: the claim that names a person's organisation.
+    #[serde(default)]
+    pub tenant_claim: Option<String>,
+    /// The values of `tenant_claim` that are accepted.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub tenants: Vec<TenantId>,
+    /// The claim that is a person's id. It must never change and never be given to somebody else.
+    #[serde(default = "sub")]
+    pub user_claim: String,
+    /// The claim that lists a person's groups, for policies. None: no groups.
+    #[serde(default)]
+    pub groups_claim: Option<String>,
+    /// The client for signing in on the consent pages (OpenID Connect, code with PKCE).
+    #[serde(default)]
+    pub client_id: Option<String>,
+    /// Its secret, where it has one.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub client_secret: Option<Secret>,
+}
+
+fn sub() -> String {
+    "sub".to_owned()
+}
+
+impl Config {
+    /// Checks what serde cannot.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let name = self.name.as_str();
+        let key = format!("identity.issuer {name:?}");
+        if self.name == Source::obo() || name.starts_with("app:") {
+            return Err(format!("{key}: the name is taken by obo itself; choose another"));
+        }
+        check_issuer_url(&self.issuer).map_err(|rule| format!("{key}: issuer {:?} {rule}", self.issuer))?;
+        match self.audience.as_deref() {
+            None | Some("") => {
+                return Err(format!("{key}: audience is missing; it is public_url + \"/mcp\" as a rule"));
+            }
+            Some(audience) if Some(audience) == self.client_id.as_deref() => {
+                return Err(format!(
+                    "{key}: audience equals client_id, so ID tokens would be accepted; give it its own"
+                ));
+            }
+            Some(_) => {}
+        }
+        match (&self.tenant, &self.tenant_claim, self.tenants.is_empty()) {
+            (Some(_), Some(_), _) => Err(format!("{key}: tenant and tenant_claim exclude each other; keep one")),
+            (None, Some(_), true) => Err(format!("{key}: tenant_claim needs tenants, the list of values to accept")),
+            (_, None, false) => Err(format!("{key}: tenants is for tenant_claim; add it, or use tenant")),
+            _ => Ok(()),
+        }?;
+        for (claim, key_name) in [
+            (Some(&self.user_claim), "user_claim"),
+            (self.groups_claim.as_ref(), "groups_claim"),
+            (self.tenant_claim.as_ref(), "tenant_claim"),
+        ] {
+            if claim.is_some_and(String::is_empty) {
+                return Err(format!("{key}: {key_name} is empty; name a claim"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_issuer_url(issuer: &str) -> Result<(), &'static str> {
+    let url = Url::parse(issuer).map_err(|_| "is not a URL; write it as the tokens' iss claim has it")?;
+    let loopback = url.host().is_some_and(|host| egress::is_loopback(&host));
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback => {}
+        _ => return Err("must be https, or http on a loopback host"),
+    }
+    // RFC 8414 §2, OpenID Connect Discovery §3.
+    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
+        return Err("must have no query, fragment or user; write it as the tokens' iss claim has it");
+    }
+    Ok(())
+}
+
+/// All configured issuers.
+pub struct Issuers {
+    by_issuer: BTreeMap<String, Issuer>,
+    clock: SharedClock,
+}
+
+struct Issuer {
+    config: Config,
+    keys: Arc<IssuerKeys>,
+}
+
+impl Issuers {
+    pub(super) fn new(configs: Vec<Config>, egress: Egress, clock: SharedClock) -> Self {
+        let issuer = |config: Config| {
+            let keys = Arc::new(IssuerKeys::new(config.issuer.clone(), egress.clone(), Arc::clone(&clock)));
+            (config.issuer.clone(), Issuer { config, keys })
+        };
+        Self { by_issuer: configs.into_iter().map(issuer).collect(), clock }
+    }
+
+    pub(super) fn configs(&self) -> impl Iterator<Item = &Config> {
+        self.by_issuer.values().map(|issuer| &issuer.config)
+    }
+}
+
+#[async_trait]
+impl Authenticate for Issuers {
+    async fn authenticate(&self, credential: &Credential) -> Result<Subject, IdentityError> {
+        let Credential::Bearer { token, obo_user: None } = credential else { return Err(IdentityError::Missing) };
+        let token = Unverified::parse(token.expose()).map_err(IdentityError::invalid)?;
+        // The unverified issuer chooses among those configured, and nothing else: no request goes to any other.
+        let issuer = token.issuer().and_then(|issuer| self.by_issuer.get(issuer));
+        let issuer =
+            issuer.ok_or_else(|| IdentityError::invalid("a signed token of an issuer that is not configured"))?;
+        issuer.verify(token, self.clock.now()).await
+    }
+}
+
+impl Issuer {
+    async fn verify(&self, token: Unverified<'_>, now: Timestamp) -> Result<Subject, IdentityError> {
+        let name = self.config.name.as_str();
+        let refused = |cause: &str| IdentityError::invalid(format!("issuer {name}: {cause}"));
+        // What needs no key first: junk and expired tokens cost no request to the issuer.
+        let claims = token.unverified_claims();
+        check_times(claims, now).map_err(refused)?;
+        check_audience(claims, self.config.audience.as_deref()).map_err(refused)?;
+        let keys = match self.keys.find(token.key_id(), token.algorithm()).await {
+            Ok(keys) => keys,
+            Err(NoKey::Unknown) => return Err(refused("signed with a key that the issuer does not publish")),
+            Err(NoKey::Ambiguous) => return Err(refused("names no key, and the issuer has several")),
+            Err(NoKey::Unavailable(cause)) => {
+                return Err(IdentityError::unavailable(format!("issuer {name}: {cause}")));
+            }
+        };
+        let claims = token.verify(&keys).map_err(refused)?;
+        let person = Person {
+            tenant: self.tenant(&claims).map_err(refused)?,
+            source: self.config.name.clone(),
+            user: self.user(&claims).map_err(refused)?,
+        };
+        let groups = self.groups(&claims).map_err(refused)?;
+        Ok(Subject { person, groups, via: Via::Issuer(name.to_owned()) })
+    }
+
+    fn user(&self, claims: &Map<String, Value>) -> Result<UserId, &'static str> {
+        let claim = claims.get(&self.config.user_claim).ok_or("the user claim is missing")?;
+        claim.as_str().and_then(|user| user.parse().ok()).ok_or("the user claim is not a user id")
+    }
+
+    fn tenant(&self, claims: &Map<String, Value>) -> Result<TenantId, &'static str> {
+        let Some(claim) = &self.config.tenant_claim else {
+            return Ok(self.config.tenant.clone().unwrap_or_else(TenantId::default_tenant));
+        };
+        let value = claims.get(claim).and_then(Value::as_str).ok_or("the tenant claim is missing or not text")?;
+        let tenant = self.config.tenants.iter().find(|tenant| tenant.as_str() == value);
+        tenant.cloned().ok_or("the tenant claim is not in the list of tenants")
+    }
+
+    fn groups(&self, claims: &Map<String, Value>) -> Result<Vec<String>, &'static str> {
+        let Some(claim) = self.config.groups_claim.as_ref().and_then(|name| claims.get(name)) else {
+            return Ok(Vec::new());
+        };
+        let groups = match claim {
+            Value::String(group) => vec![group.clone()],
+            Value::Array(groups) if groups.len() <= MAX_GROUPS => {
+                let texts = groups.iter().map(|group| group.as_str().map(str::to_owned)).collect::<Option<_>>();
+                texts.ok_or("the groups claim holds something that is not text")?
+            }
+            Value::Array(_) => return Err("too many groups"),
+            _ => return Err("the groups claim is neither text nor a list"),
+        };
+        bounded_groups(groups)
+    }
+}
+
+/// `exp` is required (RFC 9068 §2.2); `nbf` and `iat`, where present, must have come.
+fn check_times(claims: &Map<String, Value>, now: Timestamp) -> Result<(), &'static str> {
+    let now = now.as_second();
+    let expires = numeric_date(claims.get("exp").ok_or("exp is missing")?).ok_or("exp is not a time")?;
+    if expires.saturating_add(LEEWAY_S) <= now {
+        return Err("expired");
+    }
+    for (name, not_yet) in [("nbf", "not valid yet (nbf)"), ("iat", "issued in the future (iat)")] {
+        let Some(value) = claims.get(name) else { continue };
+        let begins = numeric_date(value).ok_or("nbf or iat is not a time")?;
+        if begins.saturating_sub(LEEWAY_S) > now {
+            return Err(not_yet);
+        }
+    }
+    Ok(())
+}
+
+/// A NumericDate (RFC 7519 §2): seconds, maybe with a fraction, within the time that the clock can show.
+fn numeric_date(value: &Value) -> Option<i64> {
+    let seconds = match value.as_i64() {
+        Some(seconds) => seconds,
+        // Out of range saturates, and is refused below.
+        None => value.as_f64()?.floor() as i64,
+    };
+    (0..=Timestamp::MAX.as_second()).contains(&seconds).then_some(seconds)
+}
+
+/// `aud` is one text or a list of them (RFC 7519 §4.1.3), and names this server.
+fn check_audience(claims: &Map<String, Value>, ours: Option<&str>) -> Result<(), &'static str> {
+    let ours = ours.ok_or("no audience is configured")?;
+    match claims.get("aud") {
+        Some(Value::String(audience)) if audience == ours => Ok(()),
+        Some(Value::Array(list)) if list.len() <= MAX_AUDIENCES && list.iter().all(Value::is_string) => {
+            let named = list.iter().any(|audience| audience.as_str() == Some(ours));
+            if named { Ok(()) } else { Err("meant for somebody else (aud)") }
+        }
+        _ => Err("meant for somebody else (aud)"),
+    }
+}

@@ -1,0 +1,213 @@
+//! Keeps an issuer's keys at hand: found by discovery, cached, fetched again when they may have changed.
+//!
+//! All by the injected wall clock. What an unauthenticated caller can make obo fetch is bounded: one fetch for an
+//! unknown key id in [`MISS_PAUSE`], however many tokens name one.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde_json::Value;
+use tokio::sync::Mutex;
+use url::Url;
+
+use super::jwks::KeySet;
+use crate::clock::SharedClock;
+use crate::egress::{Egress, Limits, json};
+
+/// How long keys are used without asking whether they have changed.
+pub(super) const FRESH: Duration = Duration::from_secs(10 * 60);
+
+/// How long keys are used when the issuer does not answer.
+pub(super) const STALE_IF_ERROR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The least time between two fetches for a key id that is not in the set.
+pub(super) const MISS_PAUSE: Duration = Duration::from_secs(30);
+
+/// The least time between a fetch that failed and the next, where there are no keys at all.
+pub(super) const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+
+/// The same where older keys can be used: each fetch from an issuer that hangs makes callers wait.
+pub(super) const STALE_PAUSE: Duration = Duration::from_secs(30);
+
+/// Bounds of the two requests of a fetch.
+const LIMITS: Limits = Limits { total: Duration::from_secs(5), body_bytes: 64 << 10 /* 64 KiB */ };
+
+/// Why no key was found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoKey {
+    /// The issuer has none that fits.
+    Unknown,
+    /// The token names none and several fit.
+    Ambiguous,
+    /// Cannot be known now. The text is for the operator.
+    Unavailable(String),
+}
+
+/// The keys of one issuer.
+pub(super) struct IssuerKeys {
+    issuer: String,
+    egress: Egress,
+    clock: SharedClock,
+    state: RwLock<State>,
+    /// Held by the one fetch under way.
+    flight: Mutex<()>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    /// The newest set and when it was fetched.
+    fetched: Option<(Timestamp, Arc<KeySet>)>,
+    /// The last fetch that failed after it, and why.
+    failed: Option<(Timestamp, String)>,
+    /// The last fetch for an unknown key id.
+    missed: Option<Timestamp>,
+    /// Counts the fetches.
+    generation: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// There are none, or they are no longer fresh.
+    Age,
+    /// They are fresh but do not have the key.
+    Miss,
+}
+
+impl IssuerKeys {
+    pub(super) fn new(issuer: String, egress: Egress, clock: SharedClock) -> Self {
+        Self { issuer, egress, clock, state: RwLock::default(), flight: Mutex::default() }
+    }
+
+    /// The keys that may have signed a token with this key id and algorithm; never none.
+    ///
+    /// # Cancellation
+    /// A fetch under way goes on, for the others who wait for it.
+    pub(super) async fn find(
+        self: &Arc<Self>,
+        id: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Vec<DecodingKey>, NoKey> {
+        let seen = self.state();
+        let reason = match &seen.fetched {
+            Some((at, set)) if within(self.clock.now(), *at, FRESH) => match choose(set, id, algorithm) {
+                Err(NoKey::Unknown) => Reason::Miss,
+                decided => return decided,
+            },
+            _ => Reason::Age,
+        };
+        if seen.may_fetch(reason, self.clock.now()) {
+            self.fetch_once(seen.generation, reason).await;
+        }
+        let state = self.state();
+        let why = |failed: Option<(Timestamp, String)>| failed.map_or_else(|| "no keys yet".to_owned(), |(_, why)| why);
+        match state.fetched {
+            Some((at, set)) if within(self.clock.now(), at, STALE_IF_ERROR) => match choose(&set, id, algorithm) {
+                // The set may have changed, and the issuer could not be asked.
+                Err(NoKey::Unknown) if state.failed.is_some() => Err(NoKey::Unavailable(why(state.failed))),
+                decided => decided,
+            },
+            _ => Err(NoKey::Unavailable(why(state.failed))),
+        }
+    }
+
+    /// Fetches, unless somebody else has done it since `seen`. In a task of its own: a caller who hangs up must not be
+    /// able to undo the bound on fetches.
+    async fn fetch_once(self: &Arc<Self>, seen: u64, reason: Reason) {
+        let this = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let _flight = this.flight.lock().await;
+            let state = this.state();
+            if state.generation != seen || !state.may_fetch(reason, this.clock.now()) {
+                return;
+            }
+            let result = this.fetch().await;
+            let now = this.clock.now();
+            let mut state = this.state.write().unwrap_or_else(PoisonError::into_inner);
+            state.generation += 1;
+            if reason == Reason::Miss {
+                state.missed = Some(now);
+            }
+            match result {
+                Ok(set) => {
+                    state.fetched = Some((now, Arc::new(set)));
+                    state.failed = None;
+                }
+                Err(cause) => {
+                    tracing::warn!(issuer = this.issuer, cause, "an issuer's keys could not be fetched");
+                    state.failed = Some((now, cause));
+                }
+            }
+        });
+        // An error would be a panic in the task or the end of the runtime; the caller then sees the state as it was.
+        let _ = task.await;
+    }
+
+    async fn fetch(&self) -> Result<KeySet, String> {
+        let metadata = self.discover().await?;
+        // Discovery documents are forged more easily than tokens: it must speak of this issuer, to the letter
+        // (RFC 8414 §3.3, OpenID Connect Discovery §4.3).
+        if metadata.get("issuer").and_then(Value::as_str) != Some(self.issuer.as_str()) {
+            return Err("its discovery document names another issuer".to_owned());
+        }
+        let url = metadata.get("jwks_uri").and_then(Value::as_str).and_then(|url| Url::parse(url).ok());
+        let url = url.ok_or("its discovery document has no jwks_uri")?;
+        match self.get(url).await? {
+            (StatusCode::OK, Some(set)) => Ok(KeySet::parse(&set)?),
+            (status, _) => Err(format!("its key set is not one (status {})", status.as_u16())),
+        }
+    }
+
+    /// The discovery document, where OpenID Connect puts it, else where RFC 8414 §3.1 does.
+    async fn discover(&self) -> Result<Value, String> {
+        let base = self.issuer.trim_end_matches('/');
+        let mut url = Url::parse(&format!("{base}/.well-known/openid-configuration"))
+            .map_err(|_| "the issuer is not a URL".to_owned())?;
+        let mut answer = self.get(url.clone()).await?;
+        if answer.0 == StatusCode::NOT_FOUND {
+            let path = Url::parse(base).map(|base| base.path().trim_end_matches('/').to_owned()).unwrap_or_default();
+            url.set_path(&format!("/.well-known/oauth-authorization-server{path}"));
+            answer = self.get(url).await?;
+        }
+        match answer {
+            (StatusCode::OK, Some(metadata)) => Ok(metadata),
+            (status, _) => Err(format!("its discovery document is not one (status {})", status.as_u16())),
+        }
+    }
+
+    async fn get(&self, url: Url) -> Result<(StatusCode, Option<Value>), String> {
+        let request = self.egress.request(Method::GET, url).header(http::header::ACCEPT, "application/json");
+        let answer = self.egress.send(request, LIMITS).await.map_err(|error| error.to_string())?;
+        Ok((answer.status, json::parse(&answer.body).ok()))
+    }
+
+    fn state(&self) -> State {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl State {
+    fn may_fetch(&self, reason: Reason, now: Timestamp) -> bool {
+        let after_failure = if self.fetched.is_some() { STALE_PAUSE } else { FAILURE_PAUSE };
+        let failed = self.failed.as_ref().is_some_and(|(at, _)| within(now, *at, after_failure));
+        let missed = reason == Reason::Miss && self.missed.is_some_and(|at| within(now, at, MISS_PAUSE));
+        !failed && !missed
+    }
+}
+
+/// Whether less than `span` has passed since `at`. A clock that was set back counts as "no": then ask again.
+fn within(now: Timestamp, at: Timestamp, span: Duration) -> bool {
+    Duration::try_from(now.duration_since(at)).is_ok_and(|age| age < span)
+}
+
+fn choose(set: &KeySet, id: Option<&str>, algorithm: Algorithm) -> Result<Vec<DecodingKey>, NoKey> {
+    let keys = set.find(id, algorithm);
+    match (keys.len(), id) {
+        (0, _) => Err(NoKey::Unknown),
+        (1, _) | (_, Some(_)) => Ok(keys),
+        // RFC 7515 §4.1.4 leaves `kid` optional. Trying every key would make each such token cost 64 signatures.
+        (_, None) => Err(NoKey::Ambiguous),
+    }
+}

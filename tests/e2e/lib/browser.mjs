@@ -1,0 +1,96 @@
+// A person with a browser: opens a link, signs in, agrees, and keeps pictures of what they saw.
+
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+
+import { chromium } from "playwright-core";
+
+const FLAGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+const PICTURES = process.env.OBO_E2E_SCREENSHOTS;
+const SIZES = { narrow: { width: 360, height: 740 }, wide: { width: 1280, height: 800 } };
+
+export async function openBrowser() {
+  return chromium.launch({ executablePath: process.env.OBO_E2E_CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
+}
+
+export class Person {
+  /** A browser profile of one person. `javascript: false` is how the pages must work too. */
+  static async at(browser, { name, token, javascript = false }) {
+    const person = new Person();
+    person.name = name;
+    person.token = token;
+    person.context = await browser.newContext({ javaScriptEnabled: javascript, viewport: SIZES.wide });
+    person.page = await person.context.newPage();
+    person.seen = []; // [{url, status, text, headers}] of obo's own pages
+    return person;
+  }
+
+  /** Takes the page as it is into the record, and pictures of it. */
+  async look(title, response) {
+    const headers = response ? await response.allHeaders() : {};
+    const text = await this.page.locator("body").innerText();
+    this.seen.push({ title, url: this.page.url(), status: response?.status(), headers, text, html: await this.page.content() });
+    if (PICTURES) {
+      mkdirSync(PICTURES, { recursive: true });
+      for (const scheme of ["light", "dark"]) {
+        for (const [size, viewport] of Object.entries(SIZES)) {
+          await this.page.emulateMedia({ colorScheme: scheme });
+          await this.page.setViewportSize(viewport);
+          await this.page.screenshot({ path: join(PICTURES, `${title}-${scheme}-${size}.png`), fullPage: true });
+        }
+      }
+      await this.page.setViewportSize(SIZES.wide);
+    }
+    return text;
+  }
+
+  async open(url, title) {
+    const response = await this.page.goto(url);
+    await this.look(title, response);
+    return response;
+  }
+
+  /** Presses the one submit button of the page and waits for the page that follows. */
+  async press(title, button = this.page.locator("form button, form input[type=submit]").first()) {
+    const [response] = await Promise.all([
+      this.page.waitForResponse((answer) => answer.request().isNavigationRequest() && !isRedirect(answer)),
+      button.click(),
+    ]);
+    await this.page.waitForLoadState();
+    await this.look(title, response);
+    return response;
+  }
+
+  /** Fills in the token form, if the page shows one. */
+  async signIn(title) {
+    const field = this.page.locator("input[name=token]");
+    if ((await field.count()) === 0) return null;
+    await field.fill(this.token);
+    return this.press(title);
+  }
+
+  /** From the consent link to the page that says which account was connected; returns that page's text. */
+  async consent(link, { account, title }) {
+    await this.open(link, `${title}-1-link`);
+    await this.signIn(`${title}-2-signed-in`);
+    await this.press(`${title}-3-provider`);
+    await this.press(`${title}-4-connected`, this.page.locator("button", { hasText: account }).first());
+    return this.seen.at(-1).text;
+  }
+
+  async close() {
+    await this.context.close();
+  }
+}
+
+function isRedirect(answer) {
+  return answer.status() >= 300 && answer.status() < 400;
+}

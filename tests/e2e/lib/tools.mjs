@@ -1,0 +1,45 @@
+// The tools the suite calls, and what it expects of answers.
+
+import assert from "node:assert/strict";
+
+export const MAIL = "Google_SendEmail";
+export const EVENT = "GoogleCalendar_CreateEvent";
+export const MESSAGE = "Slack_PostMessage";
+
+export const mail = (subject) => ({ to: ["bob@example.com"], subject, text: "sent on behalf of somebody" });
+export const event = (summary) => ({ summary, start: "2026-12-01T10:00:00Z", end: "2026-12-01T10:30:00Z" });
+export const message = (text) => ({ channel: "general", text });
+
+/** Where a call reached the provider's API. */
+export const PATHS = {
+  [MAIL]: ["google", "/gmail/v1/users/me/messages/send"],
+  [EVENT]: ["google", "/calendar/v3/calendars/primary/events"],
+  [MESSAGE]: ["slack", "/api/chat.postMessage"],
+};
+
+/** A link: obo's own page, at least 128 bits, nothing about the person and nothing of the provider. */
+export function assertLink(url, link) {
+  assert.match(link, new RegExp(`^${url.replaceAll(".", "\\.")}/connect/[A-Za-z0-9_-]{22,}$`));
+}
+
+/** The answer of a tool call for which the person must connect first, for a client without URL elicitation. */
+export function assertAuthorizationText(url, provider, result) {
+  assert.equal(result.isError, true, JSON.stringify(result));
+  const [words, record] = result.content.map((item) => item.text);
+  const parsed = JSON.parse(record);
+  assert.equal(parsed.status, "authorization_required");
+  assert.equal(parsed.provider, provider);
+  assertLink(url, parsed.authorization_url);
+  assert.ok(Array.isArray(parsed.scopes) && parsed.scopes.length > 0, record);
+  assert.ok(parsed.expires_in > 0 && parsed.expires_in <= 600, record);
+  assert.ok(words.includes(parsed.authorization_url), words);
+  assert.deepEqual(result._meta?.["obo/authorization"], parsed);
+  assert.equal(result.structuredContent, undefined);
+  return parsed.authorization_url;
+}
+
+/** The answer of a call that was done. */
+export function assertDone(result) {
+  assert.ok(!result.isError, JSON.stringify(result.content));
+  return JSON.parse(result.content[0].text);
+}

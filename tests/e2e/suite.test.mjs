@@ -1,0 +1,310 @@
+// obo from the outside: real clients, a real browser, providers that are strict. Run by `tests/e2e/run`.
+//
+// The tests are one story and run in their order: nobody is connected, alice connects, bob connects, everybody's calls
+// run as themselves, and nothing secret was left anywhere.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+
+import { openBrowser, Person } from "./lib/browser.mjs";
+import { legacyHttp, legacySse, modernHttp, python, stdio } from "./lib/clients.mjs";
+import { leaks, spellings } from "./lib/leaks.mjs";
+import {
+  assertAuthorizationText, assertDone, assertLink, EVENT, event, MAIL, mail, MESSAGE, message, PATHS,
+} from "./lib/tools.mjs";
+import { World } from "./lib/world.mjs";
+
+const { OBO_BIN: obo, OBO_E2E_TESTBED: testbed, OBO_E2E_PYTHON: systemPython } = process.env;
+const { OBO_E2E_PYTHON_1: python1, OBO_E2E_PYTHON_2: python2 } = process.env;
+
+/** What a client shows a person whose link it cannot open: `-32042` with one URL elicitation. */
+const CAN_OPEN_LINKS = { elicitation: { url: {} } };
+
+let world;
+let browser;
+const tokens = {};
+const people = {};
+/** Everything that clients were answered, searched for leaks at the end. */
+const answers = [];
+
+before(async () => {
+  world = await World.start({ obo, testbed, python: systemPython });
+  for (const user of ["alice", "bob", "carol"]) tokens[user] = await world.issueToken(user);
+  await world.serve();
+  browser = await openBrowser();
+  for (const user of ["alice", "bob"]) people[user] = await Person.at(browser, { name: user, token: tokens[user] });
+});
+
+after(async () => {
+  await browser?.close();
+  await world?.stop();
+});
+
+async function call(client, name, input, options) {
+  const result = await client.callTool({ name, arguments: input }, ...(options ?? []));
+  answers.push({ from: `answer to ${name}`, text: JSON.stringify(result) });
+  return result;
+}
+
+/** The people as whom `tool` ran so far, in order. */
+async function ranAs(tool) {
+  const [provider, path] = PATHS[tool];
+  return (await world.calls(provider, path)).filter((c) => c.method === "POST" && c.status === 200).map((c) => c.user);
+}
+
+/** Asserts that `work` makes exactly one call of `tool`, as `user`. */
+async function runsAs(user, tool, work) {
+  const before = await ranAs(tool);
+  const result = await work();
+  const now = await ranAs(tool);
+  assert.deepEqual(now.slice(before.length).map(firstName), [user]);
+  return result;
+}
+
+function firstName(user) {
+  return String(user).split("@")[0];
+}
+
+test("without a bearer there is a challenge and nothing else", async () => {
+  const answer = await fetch(`${world.url}/mcp`, { method: "POST", body: "{}" });
+  assert.equal(answer.status, 401);
+  assert.match(answer.headers.get("www-authenticate"), /resource_metadata="[^"]+oauth-protected-resource/);
+  const bad = await fetch(`${world.url}/mcp`, { method: "POST", body: "{}", headers: { authorization: "Bearer obo_x" } });
+  assert.equal(bad.status, 401);
+  const metadata = await (await fetch(`${world.url}/.well-known/oauth-protected-resource/mcp`)).json();
+  assert.equal(metadata.resource, `${world.url}/mcp`);
+});
+
+test("every client lists the tools, named both ways", async () => {
+  const check = async (client) => {
+    const { tools } = await client.listTools();
+    const tool = tools.find(({ name }) => name === MAIL);
+    assert.ok(tool, tools.map(({ name }) => name).join());
+    assert.equal(tool._meta["obo/name"], "Google.SendEmail");
+    assert.equal(tool.inputSchema.type, "object");
+    for (const name of [EVENT, MESSAGE]) assert.ok(tools.some((t) => t.name === name), name);
+  };
+  await legacyHttp(world.url, tokens.alice, check);
+  await legacySse(world.url, tokens.alice, check);
+  await modernHttp(world.url, tokens.alice, check);
+});
+
+test("2025-11-25 without URL elicitation: the link is in the text", async () => {
+  for (const capabilities of [{}, { elicitation: {} }]) {
+    const result = await legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")), capabilities);
+    assertAuthorizationText(world.url, "google", result);
+  }
+});
+
+test("2025-11-25 with URL elicitation: error -32042 with the link", async () => {
+  const calling = legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")), CAN_OPEN_LINKS);
+  const error = await calling.then(() => assert.fail("the call went through"), (error) => error);
+  assert.equal(error.code, -32042, error);
+  const [elicitation, ...more] = error.data.elicitations;
+  assert.deepEqual([elicitation.mode, more.length], ["url", 0]);
+  assert.ok(elicitation.elicitationId);
+  assertLink(world.url, elicitation.url);
+  assert.ok(error.message.includes(elicitation.url), "clients that show the message alone show the link too");
+});
+
+test("2026-07-28 without URL elicitation: the link is in the text", async () => {
+  const result = await modernHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")));
+  assertAuthorizationText(world.url, "google", result);
+});
+
+test("HTTP+SSE: the link is in the text", async () => {
+  const result = await legacySse(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")));
+  assertAuthorizationText(world.url, "google", result);
+});
+
+test("2026-07-28: a person who declines gets the link as text", async () => {
+  const result = await modernHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")), async () => "decline");
+  assert.equal(result.isError, true);
+  assert.match(result.content[0].text, /\/connect\//);
+});
+
+test("nothing was sent so far", async () => {
+  for (const tool of [MAIL, EVENT, MESSAGE]) assert.deepEqual(await ranAs(tool), []);
+});
+
+test("somebody else's link is of no use", async () => {
+  const result = await legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")));
+  const link = assertAuthorizationText(world.url, "google", result);
+  const mallory = await Person.at(browser, { name: "bob", token: tokens.bob });
+  await mallory.open(link, "other-person-1-link");
+  const answer = await mallory.signIn("other-person-2-refused");
+  assert.equal(answer.status(), 403);
+  assert.ok(!mallory.seen.at(-1).text.includes("alice"), "the page does not tell whose link it is");
+  await mallory.close();
+});
+
+test("alice connects in her browser while the call waits, and the mail goes out as her", async () => {
+  let shown;
+  const result = await runsAs("alice", MAIL, () =>
+    modernHttp(
+      world.url,
+      tokens.alice,
+      (c) => call(c, MAIL, mail("from alice"), [{ timeout: 60_000 }]),
+      async (params) => {
+        assert.equal(params.mode, "url");
+        shown = params.url;
+        assertLink(world.url, shown);
+        const text = await people.alice.consent(shown, { account: "alice@example.com", title: "google" });
+        assert.match(text, /connected as alice@example\.com/i);
+        return "accept";
+      },
+    ),
+  );
+  assertDone(result);
+
+  const consent = people.alice.seen.find(({ title }) => title === "google-2-signed-in");
+  assert.match(consent.text, /alice/, "the page names obo's person before connecting");
+  assert.match(consent.text, /obo-e2e/, "and the client that asks");
+  assert.equal((await people.alice.page.goto(shown)).status(), 410, "the flow is spent");
+});
+
+test("bob is still nobody at Google, and connects for himself", async () => {
+  const asked = await legacySse(world.url, tokens.bob, (c) => call(c, MAIL, mail("from bob")));
+  const link = assertAuthorizationText(world.url, "google", asked);
+  const text = await people.bob.consent(link, { account: "bob@example.com", title: "google-bob" });
+  assert.match(text, /connected as bob@example\.com/i);
+  const again = () => legacySse(world.url, tokens.bob, (c) => call(c, MAIL, mail("from bob")));
+  assertDone(await runsAs("bob", MAIL, again));
+});
+
+test("more scopes are asked for when a tool needs them", async () => {
+  for (const user of ["alice", "bob"]) {
+    const make = () => legacyHttp(world.url, tokens[user], (c) => call(c, EVENT, event(`meeting of ${user}`)));
+    const link = assertAuthorizationText(world.url, "google", await make());
+    await people[user].consent(link, { account: `${user}@example.com`, title: `calendar-${user}` });
+    assertDone(await runsAs(user, EVENT, make));
+  }
+  const mailing = () => legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("still works")));
+  assertDone(await runsAs("alice", MAIL, mailing));
+});
+
+test("Slack: each posts as themselves", async () => {
+  for (const user of ["alice", "bob"]) {
+    const post = () => legacyHttp(world.url, tokens[user], (c) => call(c, MESSAGE, message(`hello from ${user}`)));
+    const link = assertAuthorizationText(world.url, "slack", await post());
+    // Slack's page names people by their handles, and so does what obo says afterwards.
+    const text = await people[user].consent(link, { account: user, title: `slack-${user}` });
+    assert.match(text, new RegExp(`connected as .*${user}`, "i"));
+    assertDone(await runsAs(user, MESSAGE, post));
+  }
+});
+
+test("calls of both at the same time do not mix", async () => {
+  const before = (await ranAs(MAIL)).length;
+  const many = ["alice", "bob"].flatMap((user) =>
+    [1, 2, 3, 4].map((n) => legacyHttp(world.url, tokens[user], (c) => call(c, MAIL, mail(`${user} ${n}`)))),
+  );
+  for (const result of await Promise.all(many)) assertDone(result);
+  const users = (await ranAs(MAIL)).slice(before).map(firstName).sort();
+  assert.deepEqual(users, [...Array(4).fill("alice"), ...Array(4).fill("bob")]);
+});
+
+for (const [interpreter, transport] of [[python1, "http"], [python1, "sse"], [python2, "http"]]) {
+  test(`PyPI mcp (${interpreter === python1 ? "1.x" : "2.x"}, ${transport}) calls as bob`, async () => {
+    const asked = { url: world.url, transport, token: tokens.bob, tool: MAIL, input: mail(`${transport} from bob`) };
+    const { tools, result } = await runsAs("bob", MAIL, () => python(interpreter, asked));
+    assert.ok(tools.includes(MAIL));
+    assert.equal(result.isError, false, result.texts.join());
+  });
+}
+
+test("obo stdio: a client that launches obo shares the person's connections", async () => {
+  const entry = { from: "obo stdio (stderr)", text: "" };
+  world.said.push(entry);
+  const heard = (text) => (entry.text += text);
+  const launch = (user, use) =>
+    stdio(obo, ["stdio", "--user", user, ...world.options], world.environment, heard, use);
+  assertDone(await runsAs("alice", MAIL, () => launch("alice", (c) => call(c, MAIL, mail("by stdio")))));
+
+  const carol = await launch("carol", (c) => call(c, MAIL, mail("by stdio")));
+  assertAuthorizationText(world.url, "google", carol);
+});
+
+test("obo call: the same path from the shell", async () => {
+  const args = (user) => ["call", "Google.SendEmail", "--user", user, "--input", JSON.stringify(mail("by shell")), "--json"];
+  const done = await runsAs("bob", MAIL, () => world.run(args("bob")));
+  assert.equal(done.code, 0, done.stderr);
+  JSON.parse(done.stdout);
+  const unconnected = await world.run(args("carol"));
+  assert.equal(unconnected.code, 3, unconnected.stderr);
+  assert.match(unconnected.stdout, /\/connect\/|obo connect/);
+});
+
+test("a token that was revoked behind obo's back leads to a new consent, not to another person", async () => {
+  const { base } = world.providers.google;
+  await fetch(`${base}/_testbed/revoke`, { method: "POST", body: JSON.stringify({ user: "alice" }) });
+  const send = () => legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("after revocation")));
+  const link = assertAuthorizationText(world.url, "google", await send());
+  await people.alice.consent(link, { account: "alice@example.com", title: "google-again" });
+  assertDone(await runsAs("alice", MAIL, send));
+});
+
+test("an access token that expired is refreshed without anybody noticing", async () => {
+  const { base } = world.providers.google;
+  await fetch(`${base}/_testbed/expire`, { method: "POST", body: JSON.stringify({ user: "bob" }) });
+  assertDone(await runsAs("bob", MAIL, () => legacyHttp(world.url, tokens.bob, (c) => call(c, MAIL, mail("refreshed")))));
+});
+
+test("the account page shows a person's own connections", async () => {
+  await people.bob.open(`${world.url}/account`, "account");
+  await people.bob.signIn("account-signed-in");
+  const { text } = people.bob.seen.at(-1);
+  assert.match(text, /bob@example\.com/);
+  assert.doesNotMatch(text, /alice@example\.com/);
+});
+
+test("every page of obo's says what a browser must not do", () => {
+  const pages = Object.values(people).flatMap(({ seen }) => seen).filter(({ url }) => url.startsWith(world.url));
+  assert.ok(pages.length > 10, `${pages.length} pages`);
+  for (const { title, headers, html } of pages) {
+    assert.match(headers["content-security-policy"], /default-src 'none'.*frame-ancestors 'none'/, title);
+    assert.match(headers["cache-control"], /no-store/, title);
+    assert.equal(headers["referrer-policy"], "no-referrer", title);
+    assert.doesNotMatch(html, /<script/i, title);
+  }
+});
+
+test("the audit names each call's person, and verifies", async () => {
+  const shown = await world.run(["audit", "show", "--json"]);
+  assert.equal(shown.code, 0, shown.stderr);
+  const records = shown.stdout.trim().split("\n").map((line) => JSON.parse(line));
+  const done = records.filter((r) => r.kind === "call" && r.phase === "outcome" && r.outcome === "ok");
+  for (const [tool, name] of [[MAIL, "Google.SendEmail"], [EVENT, "GoogleCalendar.CreateEvent"], [MESSAGE, "Slack.PostMessage"]]) {
+    const recorded = done.filter((r) => r.tool === name).map((r) => r.user).sort();
+    assert.deepEqual(recorded, (await ranAs(tool)).map(firstName).sort(), name);
+  }
+  assert.ok(!shown.stdout.includes("from alice"), "no argument's text");
+  const verified = await world.run(["audit", "verify"]);
+  assert.equal(verified.code, 0, verified.stderr);
+});
+
+test("disconnecting ends the provider's tokens too", async () => {
+  const { code, stderr } = await world.run(["disconnect", "google", "--user", "alice"]);
+  assert.equal(code, 0, stderr);
+  const state = await (await fetch(`${world.providers.google.base}/_testbed/state`)).json();
+  const living = state.tokens.filter((t) => firstName(t.user) === "alice" && !t.dead && !t.expired);
+  assert.deepEqual([living, state.refresh.filter((user) => firstName(user) === "alice")], [[], []]);
+  const result = await legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("gone")));
+  assertAuthorizationText(world.url, "google", result);
+});
+
+test("no secret is in any log, answer, page or file", async () => {
+  const secrets = [...(await world.secrets()), ...Object.values(tokens)];
+  assert.ok(secrets.length > 10, `${secrets.length} secrets`);
+  const pages = Object.values(people).flatMap(({ seen }) => seen).filter(({ url }) => url.startsWith(world.url));
+  const remains = [
+    ...world.remains(),
+    ...answers.map(({ from, text }) => ({ from, bytes: Buffer.from(text) })),
+    ...pages.map(({ title, html }) => ({ from: `page ${title}`, bytes: Buffer.from(html) })),
+  ];
+  assert.ok(remains.some(({ from }) => from.startsWith("data/")) && remains.some(({ from }) => from.includes("serve")));
+  // The search itself must be able to find something.
+  const planted = Buffer.from(`x${spellings(secrets[0]).get("hex")}y`);
+  assert.equal(leaks([secrets[0]], [{ from: "planted", bytes: planted }]).length, 1);
+  assert.deepEqual(leaks(secrets, remains), []);
+});

@@ -1,14 +1,27 @@
 //! The person's tokens: sealed at rest, refreshed when they must be, handed out only for their owner.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::catalog::Provider;
+use crate::clock::SharedClock;
 use crate::failure::Failure;
 use crate::id::{Person, ProviderId};
-use crate::oauth::{Account, Revocation, TokenAnswer};
+use crate::keys::Keys;
+use crate::oauth::{Account, Oauth, Revocation, TokenAnswer};
 use crate::secret::AccessToken;
+use crate::store::Store;
+
+mod head;
+mod refresh;
+mod safe;
+mod upstream;
+
+use safe::Safe;
+use upstream::{Terms, Upstream};
 
 /// A connection of a person to an account at a provider. A handle: it holds no token.
 #[derive(Debug, Clone)]
@@ -51,18 +64,26 @@ pub enum TokenError {
 }
 
 /// The vault. Cheap to clone.
+///
+/// Every process of a data folder may have one: what they share is the store, and they agree over its leases.
 #[derive(Clone)]
 pub struct Vault {
-    // store, keys, oauth, clock, flights, cache
+    oauth: Oauth,
+    safe: Arc<Safe>,
 }
 
 impl Vault {
+    /// A vault over a store. Opens nothing yet.
+    pub fn new(store: Arc<dyn Store>, keys: Keys, oauth: Oauth, clock: SharedClock) -> Self {
+        Self { oauth, safe: Arc::new(Safe::new(store, keys, clock)) }
+    }
+
     /// All connections of a person, by provider and account.
     ///
     /// # Errors
     /// `vault_unavailable`.
-    pub async fn grants(&self, _person: &Person) -> Result<Vec<Grant>, Failure> {
-        todo!()
+    pub async fn grants(&self, person: &Person) -> Result<Vec<Grant>, Failure> {
+        self.safe.grants(person).await
     }
 
     /// Keeps what a code exchange answered: a new grant, or the same account's grant with new tokens. Durable when it
@@ -70,59 +91,65 @@ impl Vault {
     ///
     /// # Errors
     /// `vault_unavailable`.
+    ///
+    /// # Cancellation
+    /// Dropping the future does not stop the deposit: the code that the tokens were given for works only once.
     pub async fn deposit(
         &self,
-        _person: &Person,
-        _provider: &Provider,
-        _account: Account,
-        _answer: TokenAnswer,
-        _asked: &BTreeSet<String>,
+        person: &Person,
+        provider: &Provider,
+        account: Account,
+        answer: TokenAnswer,
+        asked: &BTreeSet<String>,
     ) -> Result<Grant, Failure> {
-        todo!()
+        self.safe.deposit(person.clone(), Terms::of(provider), account, answer, asked.clone()).await
     }
 
     /// An access token for a grant, refreshed if it is about to expire.
+    ///
+    /// A grant that was made for other servers than the provider has now needs consent: its token is not sent there.
     ///
     /// # Errors
     /// See [`TokenError`].
     ///
     /// # Cancellation
     /// Dropping the future never stops a refresh under way: it runs in a task of its own.
-    pub async fn token_for(
-        &self,
-        _grant: &Grant,
-        _provider: &std::sync::Arc<Provider>,
-    ) -> Result<AccessToken, TokenError> {
-        todo!()
+    pub async fn token_for(&self, grant: &Grant, provider: &Arc<Provider>) -> Result<AccessToken, TokenError> {
+        self.safe.token(grant, Upstream::new(&self.oauth, provider), None).await
     }
 
     /// A new access token after the provider refused `rejected`; the current one if somebody else has refreshed since.
     ///
     /// # Errors
     /// See [`TokenError`].
+    ///
+    /// # Cancellation
+    /// As [`Vault::token_for`].
     pub async fn token_after_rejection(
         &self,
-        _grant: &Grant,
-        _provider: &std::sync::Arc<Provider>,
-        _rejected: &AccessToken,
+        grant: &Grant,
+        provider: &Arc<Provider>,
+        rejected: &AccessToken,
     ) -> Result<AccessToken, TokenError> {
-        todo!()
+        self.safe.token(grant, Upstream::new(&self.oauth, provider), Some(rejected)).await
     }
 
     /// Revokes at the provider, then removes the grant here.
     ///
     /// # Errors
-    /// `vault_unavailable`: nothing was removed.
-    pub async fn disconnect(
-        &self,
-        _grant: &Grant,
-        _provider: &std::sync::Arc<Provider>,
-    ) -> Result<Revocation, Failure> {
-        todo!()
+    /// `vault_unavailable`: nothing was removed. `not_found`: there was nothing to remove.
+    ///
+    /// # Cancellation
+    /// Dropping the future does not stop it half-way.
+    pub async fn disconnect(&self, grant: &Grant, provider: &Arc<Provider>) -> Result<Revocation, Failure> {
+        self.safe.disconnect(grant, Upstream::new(&self.oauth, provider)).await
     }
 
-    /// Waits for the refreshes under way, at most `within`. For shutdown.
-    pub async fn drain(&self, _within: std::time::Duration) {
-        todo!()
+    /// Waits for the refreshes and deposits under way, at most `within`. For shutdown.
+    pub async fn drain(&self, within: Duration) {
+        self.safe.drain(within).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

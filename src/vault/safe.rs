@@ -1,0 +1,306 @@
+//! Reads and writes grants. Whoever changes one holds its lease, over processes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use super::head::Head;
+use super::refresh::{Cooling, Flights};
+use super::upstream::{Terms, Upstream};
+use super::{Grant, Revocation};
+use crate::clock::SharedClock;
+use crate::failure::{Code, Failure};
+use crate::id::{Person, ProviderId};
+use crate::keys::{Context, KeyError, Keys, OpenKeys};
+use crate::oauth::{Account, TokenAnswer};
+use crate::store::{Lease, Record, RecordKey, Store, StoreError, Table, Write};
+
+/// How long a grant may be held by another process: a refresh that waits for a slow provider.
+const LEASE_WAIT: Duration = Duration::from_secs(30);
+
+/// How often a deposit is tried: its tokens were given for a code that works once.
+const DEPOSIT_TRIES: u32 = 6;
+
+/// How fast things are tried again.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    /// Before a refresh that had no answer is asked for again: at once, because a provider that did rotate still takes
+    /// the old token for a short while; then once more.
+    pub(super) again: [Duration; 2],
+    /// Before a write that failed is made again; doubles up to [`Pace::longest`].
+    pub(super) shortest: Duration,
+    /// See [`Pace::shortest`].
+    pub(super) longest: Duration,
+}
+
+impl Pace {
+    const REAL: Self = Self {
+        again: [Duration::from_millis(100), Duration::from_secs(2)],
+        shortest: Duration::from_millis(50),
+        longest: Duration::from_secs(5),
+    };
+}
+
+/// Everything of the vault but its way to providers.
+pub(super) struct Safe {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) keys: Keys,
+    pub(super) clock: SharedClock,
+    pub(super) pace: Pace,
+    pub(super) flights: Mutex<Flights>,
+    pub(super) cooling: Mutex<HashMap<RecordKey, Cooling>>,
+    pub(super) tasks: TaskTracker,
+}
+
+/// A grant as it stands in the store.
+pub(super) struct Stored {
+    pub(super) head: Head,
+    /// The record's generation, for compare-and-set.
+    pub(super) generation: u64,
+}
+
+/// Why a head was not written.
+pub(super) enum WriteError {
+    /// The record is not what it was when it was read.
+    Conflict,
+    /// The store or the keys do not work now.
+    Failed(Failure),
+}
+
+impl Safe {
+    pub(super) fn new(store: Arc<dyn Store>, keys: Keys, clock: SharedClock) -> Self {
+        Self {
+            store,
+            keys,
+            clock,
+            pace: Pace::REAL,
+            flights: Mutex::default(),
+            cooling: Mutex::default(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    pub(super) async fn grants(&self, person: &Person) -> Result<Vec<Grant>, Failure> {
+        let keys = self.keys.open().await?;
+        let owner = keys.record_key(Table::Grant, &person.parts());
+        let mut grants = Vec::new();
+        for record in self.store.owned(Table::Grant, &owner).await.map_err(unavailable)? {
+            grants.push(unseal(&keys, person, &record).await?.head.grant());
+        }
+        grants.sort_by(|a, b| {
+            (a.provider.as_str(), &a.account.label, &a.account.key).cmp(&(
+                b.provider.as_str(),
+                &b.account.label,
+                &b.account.key,
+            ))
+        });
+        Ok(grants)
+    }
+
+    pub(super) async fn deposit(
+        self: &Arc<Self>,
+        person: Person,
+        terms: Terms,
+        account: Account,
+        answer: TokenAnswer,
+        asked: BTreeSet<String>,
+    ) -> Result<Grant, Failure> {
+        let safe = Arc::clone(self);
+        self.to_its_end(async move {
+            let keys = safe.keys.open().await?;
+            let key = key_of(&keys, &person, &terms.id, &account.key);
+            let _lease = safe.lease(&key).await?;
+            let mut pause = safe.pace.shortest;
+            let mut tries = 0;
+            loop {
+                let outcome = safe.lay_over(&keys, &key, &person, &terms, &account, &answer, &asked).await;
+                tries += 1;
+                match outcome {
+                    Ok(grant) => {
+                        safe.warm(&key);
+                        return Ok(grant);
+                    }
+                    Err(WriteError::Conflict) if tries < DEPOSIT_TRIES => {}
+                    Err(WriteError::Failed(failure)) if tries < DEPOSIT_TRIES => {
+                        tracing::warn!(cause = failure.cause, "vault.deposit_retried");
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(safe.pace.longest);
+                    }
+                    Err(WriteError::Conflict) => return Err(unavailable(StoreError::Conflict)),
+                    Err(WriteError::Failed(failure)) => return Err(failure),
+                }
+            }
+        })
+        .await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of `deposit`, with all that it was given")]
+    async fn lay_over(
+        &self,
+        keys: &OpenKeys,
+        key: &RecordKey,
+        person: &Person,
+        terms: &Terms,
+        account: &Account,
+        answer: &TokenAnswer,
+        asked: &BTreeSet<String>,
+    ) -> Result<Grant, WriteError> {
+        let earlier = self.read(keys, person, key).await.map_err(WriteError::Failed)?;
+        let head = Head::deposited(
+            earlier.as_ref().map(|stored| &stored.head),
+            person,
+            terms,
+            account.clone(),
+            answer.clone(),
+            asked,
+            self.clock.now(),
+        );
+        self.write(keys, key, &head, earlier.map(|stored| stored.generation)).await?;
+        Ok(head.grant())
+    }
+
+    pub(super) async fn disconnect(self: &Arc<Self>, grant: &Grant, upstream: Upstream) -> Result<Revocation, Failure> {
+        let safe = Arc::clone(self);
+        let (person, account) = (grant.person.clone(), grant.account.key.clone());
+        self.to_its_end(async move {
+            let keys = safe.keys.open().await?;
+            let key = key_of(&keys, &person, &upstream.terms.id, &account);
+            // A refresh under way ends first; one that would begin finds nothing.
+            let _lease = safe.lease(&key).await?;
+            let gone = || Failure::new(Code::NotFound, "there is no such connection any more");
+            let mut stored = safe.read(&keys, &person, &key).await?.ok_or_else(gone)?;
+            let revocation = revoke(&stored.head, &upstream).await;
+            loop {
+                let delete = Write::Delete { table: Table::Grant, key, generation: stored.generation };
+                match safe.store.apply(vec![delete]).await {
+                    Ok(()) => {
+                        safe.warm(&key);
+                        return Ok(revocation);
+                    }
+                    Err(StoreError::Conflict) => match safe.read(&keys, &person, &key).await? {
+                        Some(changed) => stored = changed,
+                        None => return Ok(revocation),
+                    },
+                    Err(error) => return Err(unavailable(error)),
+                }
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn drain(&self, within: Duration) {
+        self.tasks.close();
+        if tokio::time::timeout(within, self.tasks.wait()).await.is_err() {
+            tracing::error!(unfinished = self.tasks.len(), "vault.drain_timed_out");
+        }
+        self.tasks.reopen();
+    }
+
+    /// Takes a grant for a change.
+    pub(super) async fn lease(&self, key: &RecordKey) -> Result<Lease, Failure> {
+        self.store.lease(key, LEASE_WAIT).await.map_err(unavailable)?.ok_or_else(|| {
+            Failure::new(Code::VaultUnavailable, "this connection is being changed by another obo process; try again")
+                .because("the lease of a grant stayed taken")
+        })
+    }
+
+    /// Reads a grant.
+    pub(super) async fn read(
+        &self,
+        keys: &OpenKeys,
+        person: &Person,
+        key: &RecordKey,
+    ) -> Result<Option<Stored>, Failure> {
+        match self.store.get(Table::Grant, key).await.map_err(unavailable)? {
+            Some(record) => Ok(Some(unseal(keys, person, &record).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes a grant in place of the record that was read; none: where none was. Returns the record's new generation.
+    pub(super) async fn write(
+        &self,
+        keys: &OpenKeys,
+        key: &RecordKey,
+        head: &Head,
+        replaces: Option<u64>,
+    ) -> Result<u64, WriteError> {
+        let body = head.to_bytes().map_err(|error| WriteError::Failed(Failure::internal(error)))?;
+        let sealed = keys
+            .seal(&head.person.tenant, &context(&head.person, key), &body)
+            .await
+            .map_err(|error| WriteError::Failed(error.into()))?;
+        let record = Record {
+            table: Table::Grant,
+            key: *key,
+            owner: keys.record_key(Table::Grant, &head.person.parts()),
+            generation: replaces.unwrap_or_default(),
+            expires_at: None,
+            sealed,
+        };
+        let write = if replaces.is_some() { Write::Replace(record) } else { Write::Insert(record) };
+        match self.store.apply(vec![write]).await {
+            Ok(()) => Ok(replaces.unwrap_or_default() + 1),
+            Err(StoreError::Conflict) => Err(WriteError::Conflict),
+            Err(error) => Err(WriteError::Failed(unavailable(error))),
+        }
+    }
+
+    /// Runs work in a task of its own, so that a caller who goes away does not stop it half-way.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.tasks.spawn(work).await.map_err(Failure::internal)?
+    }
+}
+
+/// The record of a person's account at a provider.
+pub(super) fn key_of(keys: &OpenKeys, person: &Person, provider: &ProviderId, account: &str) -> RecordKey {
+    let [tenant, source, user] = person.parts();
+    keys.record_key(Table::Grant, &[tenant, source, user, provider.as_str().as_bytes(), account.as_bytes()])
+}
+
+/// A failure of the store, as a caller may read it.
+pub(super) fn unavailable(error: StoreError) -> Failure {
+    Failure::new(Code::VaultUnavailable, "obo cannot read or write its vault now; try again in a moment").because(error)
+}
+
+/// A grant opens for its own person and record only. The record's key is a MAC over person, provider and account, so
+/// it stands for all of them, also where a listing does not know the last two yet.
+fn context(person: &Person, key: &RecordKey) -> Context {
+    person.parts().into_iter().fold(Context::of(Table::Grant), Context::with).with(key)
+}
+
+async fn unseal(keys: &OpenKeys, person: &Person, record: &Record) -> Result<Stored, Failure> {
+    let body = keys.unseal(&person.tenant, &context(person, &record.key), &record.sealed).await?;
+    // serde_json's messages may quote what they did not expect, so the cause is not passed on.
+    let head = Head::from_bytes(body.expose())
+        .map_err(|_| Failure::internal("a grant's body cannot be read; was it written by a newer obo?"))?;
+    let genuine = head.person == *person && key_of(keys, person, &head.provider, &head.account.key) == record.key;
+    if !genuine {
+        return Err(KeyError::DoesNotOpen.into());
+    }
+    Ok(Stored { head, generation: record.generation })
+}
+
+/// Revokes the refresh token, then the access token: some providers end the access token with the refresh token, none
+/// the other way round (RFC 7009 §2.1).
+async fn revoke(head: &Head, upstream: &Upstream) -> Revocation {
+    if head.fingerprint != upstream.terms.fingerprint {
+        // It was made for another server, and the token is not this one's to see.
+        return Revocation::Failed;
+    }
+    let mut worst = Revocation::Revoked;
+    for token in head.refresh_token.iter().chain([&head.access_token]) {
+        worst = match (worst, upstream.endpoint.revoke(token).await) {
+            (Revocation::Failed, _) | (_, Revocation::Failed) => Revocation::Failed,
+            (Revocation::NotSupported, _) | (_, Revocation::NotSupported) => Revocation::NotSupported,
+            (Revocation::Revoked, Revocation::Revoked) => Revocation::Revoked,
+        };
+    }
+    worst
+}

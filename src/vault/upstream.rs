@@ -1,0 +1,68 @@
+//! A provider as the vault sees it: where tokens are refreshed and revoked, and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::catalog::Provider;
+use crate::id::ProviderId;
+use crate::oauth::{Oauth, OauthError, Revocation, TokenAnswer};
+use crate::secret::Secret;
+
+/// Refreshes and revokes at one provider. A seam: tests put a provider of their own behind it.
+#[async_trait::async_trait]
+pub(super) trait TokenEndpoint: Send + Sync {
+    /// Refreshes (RFC 6749 §6).
+    async fn refresh(&self, refresh_token: &Secret) -> Result<TokenAnswer, OauthError>;
+    /// Revokes a token (RFC 7009).
+    async fn revoke(&self, token: &Secret) -> Revocation;
+}
+
+/// What the vault needs to know of a provider.
+#[derive(Clone)]
+pub(super) struct Terms {
+    pub(super) id: ProviderId,
+    /// See [`Provider::fingerprint`].
+    pub(super) fingerprint: String,
+    /// How long an access token lives when the answer does not say.
+    pub(super) default_lifetime: Option<Duration>,
+}
+
+impl Terms {
+    pub(super) fn of(provider: &Provider) -> Self {
+        Self {
+            id: provider.id.clone(),
+            fingerprint: provider.fingerprint(),
+            default_lifetime: provider.oauth.default_ttl_s.map(Duration::from_secs),
+        }
+    }
+}
+
+/// A provider and the way to it.
+#[derive(Clone)]
+pub(super) struct Upstream {
+    pub(super) terms: Terms,
+    pub(super) endpoint: Arc<dyn TokenEndpoint>,
+}
+
+impl Upstream {
+    pub(super) fn new(oauth: &Oauth, provider: &Arc<Provider>) -> Self {
+        let endpoint = ThroughOauth { oauth: oauth.clone(), provider: Arc::clone(provider) };
+        Self { terms: Terms::of(provider), endpoint: Arc::new(endpoint) }
+    }
+}
+
+struct ThroughOauth {
+    oauth: Oauth,
+    provider: Arc<Provider>,
+}
+
+#[async_trait::async_trait]
+impl TokenEndpoint for ThroughOauth {
+    async fn refresh(&self, refresh_token: &Secret) -> Result<TokenAnswer, OauthError> {
+        self.oauth.refresh(&self.provider, refresh_token).await
+    }
+
+    async fn revoke(&self, token: &Secret) -> Revocation {
+        self.oauth.revoke(&self.provider, token).await
+    }
+}

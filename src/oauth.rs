@@ -4,10 +4,34 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Method};
+use oauth2::basic::{BasicClient, BasicTokenResponse};
+use oauth2::{
+    AsyncHttpClient, AuthType, AuthUrl, AuthorizationCode, ClientId, ClientSecret, CsrfToken, EndpointNotSet,
+    EndpointSet, HttpRequest, HttpResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RefreshToken,
+    RequestTokenError, Scope, TokenResponse as _, TokenUrl,
+};
 use url::Url;
 
-use crate::catalog::Provider;
+use crate::catalog::provider::{AccountMethod, ClientAuth};
+use crate::catalog::{Provider, ProviderClient};
+use crate::egress::{Answer, Egress, EgressError, Limits, json};
 use crate::secret::Secret;
+
+mod answer;
+mod revocation;
+#[cfg(test)]
+mod tests;
+
+pub use answer::parse_token_answer;
+
+/// Bounds of one request: from the first byte out to the last byte in, and the size of the answer.
+const LIMITS: Limits = Limits { total: Duration::from_secs(20), body_bytes: 1 << 20 /* 1 MiB */ };
+
+/// Longest key or label of an account, in bytes.
+const MAX_ACCOUNT_BYTES: usize = 255;
 
 /// What a token endpoint answered (RFC 6749 §5.1).
 #[derive(Clone)]
@@ -52,6 +76,9 @@ pub enum Revocation {
 }
 
 /// Why a token endpoint did not give what was asked.
+///
+/// What stands in brackets is a code of at most 64 characters (`a-z`, `0-9`, `_`, `.`, `-`): never the provider's
+/// words, which may name a person or repeat a secret.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OauthError {
     /// The grant, code or refresh token is not good (`invalid_grant`, RFC 6749 §5.2). Asking again does not help.
@@ -63,7 +90,8 @@ pub enum OauthError {
     /// Another answer that is a clear refusal; the code is one of RFC 6749 §5.2's or the provider's own.
     #[error("the provider refused ({0})")]
     Refused(String),
-    /// Not reached, or no answer, or an answer that is not one: whether something happened there is unknown.
+    /// Not reached, or no answer, or an answer that is not one: whether something happened there is unknown, except
+    /// after `unreachable` and `forbidden_address`, where nothing was sent.
     #[error("the provider's token endpoint did not answer properly ({0})")]
     Unavailable(String),
 }
@@ -71,63 +99,234 @@ pub enum OauthError {
 /// Speaks OAuth to providers. Cheap to clone.
 #[derive(Clone)]
 pub struct Oauth {
-    // http: the egress client
+    egress: Egress,
+    limits: Limits,
 }
 
+/// A client of the `oauth2` crate with both endpoints.
+type Client = BasicClient<EndpointSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
+
 impl Oauth {
-    /// A fresh PKCE pair.
-    pub fn pkce() -> Pkce {
-        todo!()
+    /// Speaks through `egress`.
+    pub fn new(egress: Egress) -> Self {
+        Self { egress, limits: LIMITS }
     }
 
-    /// The link that forwards a browser to the provider.
+    /// A fresh PKCE pair.
+    pub fn pkce() -> Pkce {
+        let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
+        Pkce { verifier: Secret::new(verifier.into_secret()), challenge: challenge.as_str().to_owned() }
+    }
+
+    /// The link that forwards a browser to the provider. The manifest's `base_scopes` are asked for with `scopes`.
     ///
     /// # Errors
     /// When the provider has no client.
     pub fn authorize_url(
         &self,
-        _provider: &Provider,
-        _redirect_uri: &Url,
-        _state: &Secret,
-        _scopes: &BTreeSet<String>,
-        _challenge: Option<&str>,
-        _login_hint: Option<&str>,
+        provider: &Provider,
+        redirect_uri: &Url,
+        state: &Secret,
+        scopes: &BTreeSet<String>,
+        challenge: Option<&str>,
+        login_hint: Option<&str>,
     ) -> Result<Url, OauthError> {
-        todo!()
+        let client = client(provider)?.set_redirect_uri(RedirectUrl::from_url(redirect_uri.clone()));
+        let manifest = &provider.oauth;
+        let mut request = client.authorize_url(|| CsrfToken::new(state.expose().to_owned()));
+        let scopes: BTreeSet<&String> = scopes.iter().chain(&manifest.base_scopes).collect();
+        if manifest.scope_param == "scope" && manifest.scope_separator == " " {
+            request = request.add_scopes(scopes.into_iter().map(|scope| Scope::new(scope.clone())));
+        } else if !scopes.is_empty() {
+            // Another parameter takes the place of `scope`: at such providers `scope` means something else.
+            let scopes: Vec<&str> = scopes.into_iter().map(String::as_str).collect();
+            request = request.add_extra_param(&manifest.scope_param, scopes.join(&manifest.scope_separator));
+        }
+        if let Some(challenge) = challenge {
+            // RFC 7636 §4.3. The verifier is not at hand here, so the crate's own type cannot be built.
+            request = request.add_extra_param("code_challenge", challenge);
+            request = request.add_extra_param("code_challenge_method", "S256");
+        }
+        for (name, value) in &manifest.authorize_params {
+            request = request.add_extra_param(name, value);
+        }
+        if let (Some(name), Some(hint)) = (&manifest.login_hint_param, login_hint) {
+            request = request.add_extra_param(name, hint);
+        }
+        Ok(request.url().0)
     }
 
     /// Exchanges a code (RFC 6749 §4.1.3).
     ///
     /// # Errors
     /// See [`OauthError`].
+    ///
+    /// # Cancellation
+    /// The code may be spent. Whoever must not lose the answer runs this in a task of its own.
     pub async fn exchange(
         &self,
-        _provider: &Provider,
-        _code: &Secret,
-        _verifier: Option<&Secret>,
-        _redirect_uri: &Url,
+        provider: &Provider,
+        code: &Secret,
+        verifier: Option<&Secret>,
+        redirect_uri: &Url,
     ) -> Result<TokenAnswer, OauthError> {
-        todo!()
+        let client = client(provider)?.set_redirect_uri(RedirectUrl::from_url(redirect_uri.clone()));
+        let mut request = client.exchange_code(AuthorizationCode::new(code.expose().to_owned()));
+        if let Some(verifier) = verifier {
+            request = request.set_pkce_verifier(PkceCodeVerifier::new(verifier.expose().to_owned()));
+        }
+        let http = Http { oauth: self, provider };
+        finish(request.request_async(&http).await)
     }
 
     /// Refreshes (RFC 6749 §6).
     ///
     /// # Errors
     /// See [`OauthError`].
-    pub async fn refresh(&self, _provider: &Provider, _refresh_token: &Secret) -> Result<TokenAnswer, OauthError> {
-        todo!()
+    ///
+    /// # Cancellation
+    /// The refresh token may be spent. Whoever must not lose the answer runs this in a task of its own.
+    pub async fn refresh(&self, provider: &Provider, refresh_token: &Secret) -> Result<TokenAnswer, OauthError> {
+        let client = client(provider)?;
+        let refresh_token = RefreshToken::new(refresh_token.expose().to_owned());
+        let request = client.exchange_refresh_token(&refresh_token);
+        let http = Http { oauth: self, provider };
+        finish(request.request_async(&http).await)
     }
 
     /// Revokes a token (RFC 7009), in the provider's way.
-    pub async fn revoke(&self, _provider: &Provider, _token: &Secret) -> Revocation {
-        todo!()
+    pub async fn revoke(&self, provider: &Provider, token: &Secret) -> Revocation {
+        let Some(manifest) = &provider.oauth.revoke else { return Revocation::NotSupported };
+        let Some(request) = revocation::request(&self.egress, provider, manifest, token) else {
+            return Revocation::Failed;
+        };
+        match self.egress.send(request, self.limits).await {
+            Ok(answer) => revocation::outcome(manifest.style, &answer),
+            Err(error) => {
+                tracing::info!(provider = %provider.id, %error, "a revocation got no answer");
+                Revocation::Failed
+            }
+        }
     }
 
     /// Asks whose account an access token belongs to.
     ///
     /// # Errors
     /// See [`OauthError`].
-    pub async fn account(&self, _provider: &Provider, _access_token: &Secret) -> Result<Account, OauthError> {
-        todo!()
+    pub async fn account(&self, provider: &Provider, access_token: &Secret) -> Result<Account, OauthError> {
+        let method = match provider.account.method {
+            AccountMethod::Get => Method::GET,
+            AccountMethod::Post => Method::POST,
+        };
+        let mut request = self.egress.request(method.clone(), provider.account.url.clone());
+        request = request.header(ACCEPT, "application/json").header(AUTHORIZATION, bearer(access_token)?);
+        if method == Method::POST {
+            // Some servers answer 411 without a length. No content type: an empty body is not JSON.
+            request = request.header(CONTENT_LENGTH, "0");
+        }
+        let answer = self.egress.send(request, self.limits).await.map_err(no_answer)?;
+        match answer.status.as_u16() {
+            200..=299 => {}
+            status @ (401 | 403) => return Err(OauthError::Refused(format!("status_{status}"))),
+            status => return Err(OauthError::Unavailable(format!("status_{status}"))),
+        }
+        let value = json::parse(&answer.body).map_err(|_| OauthError::Unavailable("not_json".to_owned()))?;
+        let (key, label) = provider.account_of(&value).map_err(|_| OauthError::Unavailable("no_account".to_owned()))?;
+        let fits = |text: &str| {
+            !text.trim().is_empty() && text.len() <= MAX_ACCOUNT_BYTES && !text.chars().any(char::is_control)
+        };
+        if !fits(&key) || !fits(&label) {
+            return Err(OauthError::Unavailable("no_account".to_owned()));
+        }
+        Ok(Account { key, label })
     }
+
+    /// Makes a request of the `oauth2` crate, and puts the provider's answer into the shape that the crate reads.
+    async fn post(&self, provider: &Provider, request: HttpRequest) -> Result<HttpResponse, OauthError> {
+        let (parts, body) = request.into_parts();
+        let url = Url::parse(&parts.uri.to_string()).map_err(|_| OauthError::Unavailable("bad_url".to_owned()))?;
+        let mut headers = parts.headers;
+        if let Some(credentials) = headers.get_mut(AUTHORIZATION) {
+            credentials.set_sensitive(true);
+        }
+        let request = self.egress.request(parts.method, url).headers(headers).body(body);
+        let Answer { status, body, .. } = self.egress.send(request, self.limits).await.map_err(no_answer)?;
+        let body = zeroize::Zeroizing::new(body);
+        let value = answer::read(status.as_u16(), &body)?;
+        let value =
+            provider.token_answer(value).map_err(|_| OauthError::Unavailable("not_a_token_answer".to_owned()))?;
+        let answer = answer::judge(status.as_u16(), &value)?;
+        let mut response = HttpResponse::new(answer::standard(&answer));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(response)
+    }
+}
+
+/// What the `oauth2` crate makes its requests with. A type and not a closure: with the lifetimes named, the compiler can
+/// see that the futures above are `Send`.
+struct Http<'a> {
+    oauth: &'a Oauth,
+    provider: &'a Provider,
+}
+
+impl<'c> AsyncHttpClient<'c> for Http<'_> {
+    type Error = OauthError;
+    type Future = BoxFuture<'c, Result<HttpResponse, OauthError>>;
+
+    fn call(&'c self, request: HttpRequest) -> Self::Future {
+        Box::pin(self.oauth.post(self.provider, request))
+    }
+}
+
+fn client(provider: &Provider) -> Result<Client, OauthError> {
+    let ProviderClient { id, secret } =
+        provider.client.as_ref().ok_or_else(|| OauthError::InvalidClient("not_configured".to_owned()))?;
+    let mut client = BasicClient::new(ClientId::new(id.clone()))
+        .set_auth_uri(AuthUrl::from_url(provider.oauth.authorize_url.clone()))
+        .set_token_uri(TokenUrl::from_url(provider.oauth.token_url.clone()))
+        .set_auth_type(match provider.oauth.client_auth {
+            ClientAuth::Post => AuthType::RequestBody,
+            ClientAuth::Basic => AuthType::BasicAuth,
+        });
+    if let Some(secret) = secret {
+        client = client.set_client_secret(ClientSecret::new(secret.expose().to_owned()));
+    }
+    Ok(client)
+}
+
+fn finish<E: oauth2::ErrorResponse + 'static>(
+    result: Result<BasicTokenResponse, RequestTokenError<OauthError, E>>,
+) -> Result<TokenAnswer, OauthError> {
+    match result {
+        Ok(response) => Ok(TokenAnswer {
+            access_token: Secret::new(response.access_token().secret().as_str()),
+            refresh_token: response.refresh_token().map(|token| Secret::new(token.secret().as_str())),
+            expires_in: response.expires_in(),
+            scopes: response.scopes().map(|scopes| {
+                scopes.iter().map(|scope| scope.as_str().to_owned()).filter(|scope| !scope.is_empty()).collect()
+            }),
+        }),
+        Err(RequestTokenError::Request(error)) => Err(error),
+        // The crate read what we wrote for it, or could not write the request; its texts may quote the answer.
+        Err(_) => Err(OauthError::Unavailable("not_a_token_answer".to_owned())),
+    }
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue, OauthError> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+        .map_err(|_| OauthError::Refused("token_not_printable".to_owned()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn no_answer(error: EgressError) -> OauthError {
+    tracing::info!(%error, "a provider's token or account endpoint gave no answer");
+    let code = match error {
+        EgressError::Forbidden(_) => "forbidden_address",
+        EgressError::Unreachable(_) => "unreachable",
+        EgressError::Timeout(_) => "timeout",
+        EgressError::Broken(_) => "connection_broken",
+        EgressError::TooLarge(_) => "too_large",
+    };
+    OauthError::Unavailable(code.to_owned())
 }

@@ -57,10 +57,9 @@ impl Config {
         self
     }
 
-    /// The URLs that stand in it, for [`Egress::new`]: their hosts may be private.
+    /// The URLs in it that obo makes requests to, for [`Egress::new`]: their hosts may be private.
     pub fn urls(&self) -> Vec<Url> {
-        let issuers = self.issuer.iter().filter_map(|issuer| Url::parse(&issuer.issuer).ok());
-        issuers.chain(self.application.iter().filter_map(|app| app.user_verifier_url.clone())).collect()
+        self.issuer.iter().filter_map(|issuer| Url::parse(&issuer.issuer).ok()).collect()
     }
 
     /// Checks what serde cannot: names and issuers that are unique, URLs, audiences, tenants.

@@ -3,6 +3,8 @@
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 
+use super::jwt::algorithm_named;
+
 /// Most keys in a set.
 pub(super) const MAX_KEYS: usize = 64;
 
@@ -69,7 +71,7 @@ fn read(key: &Map<String, Value>) -> Option<Key> {
         None => None,
         // RFC 9864 §2.2 gives EdDSA with this curve a name of its own.
         Some(name) if name == "Ed25519" => Some(Algorithm::EdDSA),
-        Some(name) => Some(*algorithms.iter().find(|algorithm| name.as_str() == Some(&format!("{algorithm:?}")))?),
+        Some(name) => Some(algorithm_named(name.as_str()?)?),
     };
     let id = match key.get("kid") {
         None => None,

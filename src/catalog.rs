@@ -10,6 +10,8 @@ use crate::failure::Failure;
 use crate::id::{ProviderId, ToolName};
 use crate::secret::Secret;
 
+pub mod jq;
+pub mod mail;
 pub mod provider;
 
 /// What a call does to the world.

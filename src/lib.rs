@@ -3,7 +3,7 @@
 //! # Layout
 //! The modules stand in the order of a call's life; each may use only those above it (`tests/it/layering.rs`).
 //!
-//! - [`id`], [`secret`], [`clock`], [`failure`]: names, secrets, time, and what can go wrong.
+//! - [`id`], [`secret`], [`clock`], [`failure`], [`schema`]: names, secrets, time, what can go wrong, what keys mean.
 //! - [`store`], [`keys`], [`egress`]: where records are kept, how they are sealed, where requests may go.
 //! - [`identity`]: who is this? · [`catalog`]: what is asked for?
 //! - [`policy`]: may they? · [`oauth`]: the only client of token endpoints.
@@ -16,6 +16,7 @@
 pub mod clock;
 pub mod failure;
 pub mod id;
+pub mod schema;
 pub mod secret;
 
 pub mod egress;

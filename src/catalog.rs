@@ -1,8 +1,14 @@
 //! What is asked for? Tools and providers, read from manifests once and immutable afterwards.
+//!
+//! A manifest is data: [`tool::ToolManifest`] and [`provider::ProviderManifest`] are what is written, [`Tool`] and
+//! [`Provider`] what comes of it, with obo.toml applied and every program, template and schema compiled. What cannot
+//! work is found here, at load, and never in a call.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
+use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 use url::Url;
 
@@ -10,9 +16,24 @@ use crate::failure::Failure;
 use crate::id::{ProviderId, ToolName};
 use crate::secret::Secret;
 
+mod arguments;
 pub mod jq;
+mod load;
 pub mod mail;
 pub mod provider;
+pub mod request;
+pub mod tool;
+mod verdict;
+
+pub use arguments::{Arguments, MAX_ARGUMENT_BYTES, MAX_ARGUMENT_DEPTH, RESERVED, encoded_length};
+pub use load::{Finding, Problem, ToolsConfig, parse_provider_manifest, parse_tool_manifest, schemas};
+pub use provider::ProviderConfig;
+pub use verdict::{Fault, MAX_MESSAGE_CHARS, MAX_RETRY_AFTER, Verdict, seconds};
+
+use arguments::Input;
+use jq::Program;
+use request::{Step, program};
+use verdict::ErrorRules;
 
 /// What a call does to the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
@@ -24,6 +45,17 @@ pub enum Effect {
     Write,
     /// Removes or overwrites something.
     Destructive,
+}
+
+impl Effect {
+    /// The effect as manifests, policies and the audit spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Effect::Read => "read",
+            Effect::Write => "write",
+            Effect::Destructive => "destructive",
+        }
+    }
 }
 
 /// The client of a provider, from `[providers.ID]` of obo.toml.
@@ -51,14 +83,101 @@ pub struct Provider {
     pub scopes: BTreeMap<String, String>,
     /// The client; none: its tools are not offered.
     pub client: Option<ProviderClient>,
-    // catalog helper adds: compiled programs (token_answer, account key and label, error rules)
+    programs: ProviderPrograms,
 }
 
+struct ProviderPrograms {
+    token_answer: Option<Program>,
+    account_key: Program,
+    account_label: Program,
+    errors: ErrorRules,
+}
+
+/// The longest account key or label, in characters.
+const MAX_ACCOUNT_CHARS: usize = 255;
+
 impl Provider {
+    /// Applies `[providers.ID]` of obo.toml to a manifest and compiles its programs.
+    ///
+    /// # Errors
+    /// What is wrong with the manifest.
+    pub fn new(mut manifest: provider::ProviderManifest, config: &ProviderConfig) -> Result<Self, Finding> {
+        let id = manifest
+            .id
+            .parse::<ProviderId>()
+            .map_err(|e| Finding::at("id", e.to_string(), "name the provider as its folder is named"))?;
+        manifest.check()?;
+        manifest.apply(config);
+        let programs = ProviderPrograms {
+            token_answer: manifest
+                .oauth
+                .token_answer
+                .as_deref()
+                .map(|s| program("token_answer", s, &[]))
+                .transpose()?,
+            account_key: program("key", &manifest.account.key, &[])?,
+            account_label: program("label", &manifest.account.label, &[])?,
+            errors: ErrorRules::compile(&manifest.errors)?,
+        };
+        let client = config.client_id.clone().map(|id| ProviderClient { id, secret: config.client_secret.clone() });
+        Ok(Self {
+            id,
+            name: manifest.name,
+            servers: manifest.servers,
+            oauth: manifest.oauth,
+            account: manifest.account,
+            scopes: manifest.scopes,
+            client,
+            programs,
+        })
+    }
+
     /// Names the token endpoint and the API origins. A grant remembers it: when it changes the grant is not used, so
     /// that a token never goes to a server its person did not consent to.
     pub fn fingerprint(&self) -> String {
-        todo!()
+        let mut origins: Vec<String> = self.servers.values().map(|url| url.origin().ascii_serialization()).collect();
+        origins.sort();
+        origins.dedup();
+        format!("{} {}", self.oauth.token_url, origins.join(" "))
+    }
+
+    /// The token endpoint's answer in the shape of RFC 6749 §5.1 or §5.2.
+    ///
+    /// # Errors
+    /// The answer does not have the shape that the manifest expects. The text holds nothing of it.
+    pub fn token_answer(&self, answer: Value) -> Result<Value, String> {
+        match &self.programs.token_answer {
+            Some(program) => program.run(&answer, &[]).map_err(|e| e.to_string()),
+            None => Ok(answer),
+        }
+    }
+
+    /// The key and the label of the account that `answer`, the account endpoint's, is about.
+    ///
+    /// # Errors
+    /// The answer does not name one. The text holds nothing of it.
+    pub fn account_of(&self, answer: &Value) -> Result<(String, String), String> {
+        let text = |what: &str, program: &Program| {
+            let text = match program.run(answer, &[]).map_err(|e| format!("the account's {what}: {e}"))? {
+                Value::String(text) => text,
+                Value::Number(number) => number.to_string(),
+                _ => return Err(format!("the answer does not give the account's {what}")),
+            };
+            let valid =
+                !text.is_empty() && text.chars().count() <= MAX_ACCOUNT_CHARS && !text.chars().any(char::is_control);
+            valid.then_some(text).ok_or_else(|| format!("the account's {what} is empty, too long or not one line"))
+        };
+        Ok((text("key", &self.programs.account_key)?, text("label", &self.programs.account_label)?))
+    }
+
+    /// What an API answer means by the manifest's rules. None: it is a success.
+    pub fn judge(&self, status: StatusCode, headers: &HeaderMap, body: &Value) -> Option<Verdict> {
+        self.programs.errors.judge(status, headers, body)
+    }
+
+    /// How long an access token lives when the token endpoint does not say.
+    pub fn default_ttl(&self) -> Option<Duration> {
+        self.oauth.default_ttl_s.map(Duration::from_secs)
     }
 }
 
@@ -80,32 +199,152 @@ pub struct Tool {
     pub input: Arc<Map<String, Value>>,
     /// Whose API it calls.
     pub provider: Arc<Provider>,
-    // catalog helper adds: validator, steps, response program, facts
+    accepts: Input,
+    steps: Vec<Step>,
+    response: Program,
+    facts: BTreeMap<String, Fact>,
+}
+
+/// Something that policies may ask about the arguments.
+#[derive(Debug)]
+pub struct Fact {
+    /// How what the program yields is read.
+    pub kind: FactKind,
+    /// Yields what to look at, from the arguments.
+    pub program: Program,
+}
+
+/// How a fact is computed from what its program yields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FactKind {
+    /// A set of the domains of e-mail addresses.
+    EmailDomains,
+    /// The number of elements of an array.
+    Count,
+    /// A set of the hosts of URLs.
+    UrlHosts,
+    /// The largest of an array of numbers.
+    Max,
 }
 
 impl Tool {
+    /// Compiles a manifest.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn new(mut manifest: tool::ToolManifest, provider: Arc<Provider>) -> Result<Self, Finding> {
+        let name: ToolName = manifest
+            .name
+            .parse()
+            .map_err(|e: crate::id::InvalidName| Finding::at("name", e.to_string(), "rename the tool"))?;
+        manifest.check()?;
+        let accepts = Input::compile(&mut manifest.input)?;
+        let known =
+            PathArguments { input: &manifest.input, each: manifest.step.iter().any(|step| step.each.is_some()) };
+        let (steps, bound) = request::compile_steps(&manifest, &provider, &known)?;
+        let bound: Vec<&str> = bound.iter().map(String::as_str).collect();
+        let response = program("value", &manifest.response.value, &bound)?;
+        let facts = manifest
+            .facts
+            .iter()
+            .map(|(name, fact)| Ok((name.clone(), Fact::compile(name, fact)?)))
+            .collect::<Result<_, Finding>>()?;
+        let scopes_any_of = match (manifest.scopes, manifest.scopes_any_of) {
+            (Some(scopes), _) => vec![scopes],
+            (None, Some(sets)) => sets,
+            (None, None) => Vec::new(),
+        };
+        Ok(Self {
+            name,
+            title: manifest.title,
+            description: manifest.description,
+            scopes_any_of,
+            effect: manifest.effect,
+            idempotent: manifest.idempotent,
+            input: Arc::new(manifest.input),
+            provider,
+            accepts,
+            steps,
+            response,
+            facts,
+        })
+    }
+
     /// Fills in defaults, then validates against the schema.
     ///
     /// # Errors
     /// `invalid_arguments`, naming each wrong argument's path and what was expected there; never its value.
-    pub fn arguments(&self, _raw: Map<String, Value>) -> Result<Arguments, Failure> {
-        todo!()
+    /// `too_large` beyond [`MAX_ARGUMENT_BYTES`].
+    pub fn arguments(&self, raw: Map<String, Value>) -> Result<Arguments, Failure> {
+        self.accepts.accept(raw)
+    }
+
+    /// The requests of a call, in their order. Never empty.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Computes the value of a call from the last answer; reads the answers of the steps with a name, in their order.
+    pub fn response(&self) -> &Program {
+        &self.response
+    }
+
+    /// What policies may ask about the arguments, by name.
+    pub fn facts(&self) -> &BTreeMap<String, Fact> {
+        &self.facts
     }
 }
 
-/// Arguments that a tool's schema accepted. Only [`Tool::arguments`] builds them.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Arguments(Map<String, Value>);
-
-impl Arguments {
-    /// The arguments as JSON.
-    pub fn as_map(&self) -> &Map<String, Value> {
-        &self.0
+impl Fact {
+    fn compile(name: &str, manifest: &tool::FactManifest) -> Result<Self, Finding> {
+        let mut kinds = [
+            (FactKind::EmailDomains, &manifest.email_domains),
+            (FactKind::Count, &manifest.count),
+            (FactKind::UrlHosts, &manifest.url_hosts),
+            (FactKind::Max, &manifest.max),
+        ]
+        .into_iter()
+        .filter_map(|(kind, source)| Some((kind, source.as_ref()?)));
+        match (kinds.next(), kinds.next()) {
+            (Some((kind, source)), None) => Ok(Self { kind, program: program(name, source, &[])? }),
+            _ => Err(Finding::at(
+                name,
+                format!("the fact {name:?} does not have exactly one kind"),
+                "write one of email_domains, count, url_hosts and max",
+            )),
+        }
     }
+}
 
-    /// SHA-256 over the canonical JSON (keys sorted, no white space): the same arguments give the same digest.
-    pub fn digest(&self) -> [u8; 32] {
-        todo!()
+/// The arguments that a URL may name.
+struct PathArguments<'a> {
+    input: &'a Map<String, Value>,
+    each: bool,
+}
+
+impl PathArguments<'_> {
+    fn check(&self, name: &str) -> Result<(), Finding> {
+        let wrong = |reason: String, mend: &str| Err(Finding::at("url", reason, mend));
+        let Some(schema) = self.input.get("properties").and_then(|properties| properties.get(name)) else {
+            return wrong(
+                format!("the URL names {{{name}}}, which is not an argument"),
+                "add it to [input.properties]",
+            );
+        };
+        let required = self.input.get("required").and_then(Value::as_array);
+        let required = required.is_some_and(|required| required.iter().any(|required| required == name));
+        if !required && schema.get("default").is_none() {
+            let reason = format!("the URL needs {{{name}}}, which may be missing");
+            return wrong(reason, "make the argument required or give it a default");
+        }
+        if !matches!(schema.get("type").and_then(Value::as_str), Some("string" | "integer" | "boolean")) {
+            let reason = format!("the URL needs {{{name}}}, which is not text, an integer or a boolean");
+            return wrong(reason, "give the argument such a type");
+        }
+        if self.each && name == "item" {
+            return wrong("{item} is both an argument and the element of a step".into(), "rename the argument");
+        }
+        Ok(())
     }
 }
 
@@ -114,6 +353,8 @@ pub struct Catalog {
     tools: BTreeMap<ToolName, Arc<Tool>>,
     aliases: HashMap<String, ToolName>,
     providers: BTreeMap<ProviderId, Arc<Provider>>,
+    known: BTreeMap<ToolName, Arc<Tool>>,
+    problems: Vec<Problem>,
 }
 
 impl Catalog {
@@ -128,6 +369,11 @@ impl Catalog {
         self.tools.values()
     }
 
+    /// All tools, the enabled and the others, in the order of their names. For the operator's commands only.
+    pub fn known_tools(&self) -> impl Iterator<Item = &Arc<Tool>> {
+        self.known.values()
+    }
+
     /// All providers, with and without a client.
     pub fn providers(&self) -> impl Iterator<Item = &Arc<Provider>> {
         self.providers.values()
@@ -136,5 +382,169 @@ impl Catalog {
     /// One provider.
     pub fn provider(&self, id: &str) -> Option<&Arc<Provider>> {
         self.providers.values().find(|p| p.id.as_str() == id)
+    }
+
+    /// What could not be loaded, or is not offered although it was asked for.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A provider with one server, `{api}`.
+    pub(crate) fn provider() -> Provider {
+        provider_with(&ProviderConfig::default())
+    }
+
+    pub(crate) fn provider_with(config: &ProviderConfig) -> Provider {
+        let manifest = parse_provider_manifest(
+            r#"
+            id = "example"
+            name = "Example"
+            [servers]
+            api = "https://api.example.com/v1"
+            files = "https://files.example.com"
+            [oauth]
+            authorize_url = "https://login.example.com/authorize?tenant=x"
+            token_url = "https://login.example.com/token"
+            revoke = { url = "https://login.example.com/revoke" }
+            token_answer = '.user // .'
+            [account]
+            url = "https://api.example.com/v1/me"
+            key = '.id'
+            label = '.email'
+            [errors]
+            failed = '.body.ok == false'
+            token_dead = '.body.error == "token_dead"'
+            scope_missing = '.body.error == "missing_scope"'
+            rate_limited = '.body.error == "slow_down"'
+            message = '.body.message'
+            "#,
+        )
+        .unwrap();
+        Provider::new(manifest, config).unwrap()
+    }
+
+    /// A tool of that provider.
+    pub(crate) fn tool(text: &str) -> Arc<Tool> {
+        try_tool(text).unwrap_or_else(|finding| panic!("{}", finding.reason))
+    }
+
+    fn try_tool(text: &str) -> Result<Arc<Tool>, Finding> {
+        let manifest = parse_tool_manifest(text).map_err(|mut findings| findings.remove(0))?;
+        Tool::new(manifest, Arc::new(provider())).map(Arc::new)
+    }
+
+    #[test]
+    fn origin_moves_every_url_and_keeps_paths() {
+        let config = ProviderConfig { origin: Some("http://127.0.0.1:4701".parse().unwrap()), ..Default::default() };
+        let provider = provider_with(&config);
+        assert_eq!(provider.servers["api"].as_str(), "http://127.0.0.1:4701/v1");
+        assert_eq!(provider.servers["files"].as_str(), "http://127.0.0.1:4701/");
+        assert_eq!(provider.oauth.authorize_url.as_str(), "http://127.0.0.1:4701/authorize?tenant=x");
+        assert_eq!(provider.oauth.token_url.as_str(), "http://127.0.0.1:4701/token");
+        assert_eq!(provider.oauth.revoke.as_ref().unwrap().url.as_str(), "http://127.0.0.1:4701/revoke");
+        assert_eq!(provider.account.url.as_str(), "http://127.0.0.1:4701/v1/me");
+        assert_eq!(provider.fingerprint(), "http://127.0.0.1:4701/token http://127.0.0.1:4701");
+    }
+
+    #[test]
+    fn one_server_may_be_moved_alone() {
+        let servers = BTreeMap::from([("api".to_owned(), "https://ghe.example.com/api/v3".parse().unwrap())]);
+        let provider = provider_with(&ProviderConfig { servers, pkce: Some(false), ..Default::default() });
+        assert_eq!(provider.servers["api"].as_str(), "https://ghe.example.com/api/v3");
+        assert_eq!(provider.servers["files"].as_str(), "https://files.example.com/");
+        assert!(!provider.oauth.pkce);
+        assert_eq!(
+            provider.fingerprint(),
+            "https://login.example.com/token https://files.example.com https://ghe.example.com"
+        );
+    }
+
+    #[test]
+    fn answers_of_the_provider_are_read_by_its_programs() {
+        let provider = provider();
+        assert_eq!(provider.token_answer(json!({"user": {"a": 1}})), Ok(json!({"a": 1})));
+        assert_eq!(
+            provider.account_of(&json!({"id": 7, "email": "a@b.example"})),
+            Ok(("7".into(), "a@b.example".into()))
+        );
+        for answer in [json!({}), json!({"id": "", "email": "x"}), json!({"id": "a\nb", "email": "x"}), json!([])] {
+            assert!(provider.account_of(&answer).is_err(), "{answer}");
+        }
+    }
+
+    const TOOL: &str = r#"
+        name = "Example.Get"
+        title = "Get"
+        description = "Gets."
+        scopes = ["read"]
+        effect = "read"
+        [input]
+        type = "object"
+        required = ["id"]
+        [input.properties.id]
+        type = "string"
+        [input.properties.n]
+        type = "integer"
+        default = 3
+        [input.properties.opt]
+        type = "string"
+        [request]
+        method = "GET"
+        url = "{api}/things/{id}"
+        query.n = '.n'
+        [response]
+        value = '{id}'
+        [facts]
+        hosts = { url_hosts = '.opt' }
+    "#;
+
+    #[test]
+    fn a_manifest_becomes_a_tool() {
+        let tool = tool(TOOL);
+        assert_eq!(tool.name.as_str(), "Example.Get");
+        assert_eq!(tool.scopes_any_of, [["read"]]);
+        assert_eq!(tool.steps().len(), 1);
+        assert_eq!(tool.facts()["hosts"].kind, FactKind::UrlHosts);
+        assert_eq!(tool.input["additionalProperties"], false);
+        let arguments = tool.arguments(Map::from_iter([("id".to_owned(), json!("x"))])).unwrap();
+        assert_eq!(arguments.as_map()["n"], 3);
+    }
+
+    #[test]
+    fn manifests_that_cannot_work_are_refused() {
+        for (from, to, reason) in [
+            ("Example.Get", "Example_Get", "tool name"),
+            ("title = \"Get\"", "title = \"\"", "title"),
+            ("scopes = [\"read\"]", "", "scopes"),
+            ("scopes = [\"read\"]", "scopes_any_of = []", "scopes"),
+            ("scopes = [\"read\"]", "scopes = []\nscopes_any_of = [[]]", "scopes"),
+            ("{id}\"", "{opt}\"", "may be missing"),
+            ("{id}\"", "{nothing}\"", "not an argument"),
+            ("{api}", "{apo}", "no server"),
+            ("{api}", "https://evil.example", "does not begin with a server"),
+            ("query.n = '.n'", "query.n = '.n |'", "expected"),
+            ("query.n = '.n'", "query.n = '$list'", "not defined"),
+            ("query.n = '.n'", "headers.authorization = '.id'", "not a manifest's to set"),
+            ("query.n = '.n'", "body = '.'", "has no body"),
+            ("method = \"GET\"", "method = \"POST\"\nbody = '.'\nform = '.'", "more than one"),
+            ("[input.properties.opt]", "[input.properties.account]", "reserved"),
+            ("'{id}'", "'env'", "not available"),
+            ("{ url_hosts = '.opt' }", "{}", "exactly one kind"),
+            ("{ url_hosts = '.opt' }", "{ url_hosts = '.', count = '.' }", "exactly one kind"),
+            ("method = \"GET\"", "method = \"GET\"\nqueri.x = '.'", "unknown key"),
+            ("effect = \"read\"", "effect = \"reed\"", "unknown variant"),
+        ] {
+            assert!(TOOL.contains(from), "{from}");
+            let finding = try_tool(&TOOL.replacen(from, to, 1)).err().unwrap_or_else(|| panic!("{to} was accepted"));
+            assert!(finding.reason.contains(reason), "{to}: {}", finding.reason);
+            assert!(!finding.mend.is_empty(), "{to}");
+        }
     }
 }

@@ -1102,7 +1102,7 @@ mod tests {
     fn only_json_comes_out() {
         assert_eq!(run("1 / 0", json!(null)), Err(RunError::NotJson("not a finite number")));
         assert_eq!(run("{(1 | tostring): 1}", json!(null)), Ok(json!({"1": 1})));
-        assert_eq!(run("18446744073709551616", json!(null)).map(|v| v.to_string()).is_ok(), true);
+        assert!(run("18446744073709551616", json!(null)).is_ok());
         assert_eq!(run(".", json!(u64::MAX)), Ok(json!(u64::MAX)));
         assert_eq!(run(".", json!(-1.25)), Ok(json!(-1.25)));
     }

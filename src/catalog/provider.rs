@@ -6,6 +6,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use url::Url;
 
+use super::Finding;
+use crate::schema::nearest;
+use crate::secret::Secret;
+
 /// A provider manifest, as written. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -201,4 +205,211 @@ pub struct ErrorManifest {
     /// The provider's own words for what went wrong, for the caller. At most 300 characters are kept.
     #[serde(default)]
     pub message: Option<String>,
+}
+
+/// `[providers.ID]` of obo.toml: obo's client at a provider, and where the provider is.
+#[derive(Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProviderConfig {
+    /// The client id that the provider gave for obo. Without it the provider's tools are not offered.
+    pub client_id: Option<String>,
+    /// The client secret. May be written `env:NAME` or `file:PATH`. None for a public client.
+    #[schemars(with = "Option<String>")]
+    pub client_secret: Option<Secret>,
+    /// Whether to send a PKCE challenge; default: as the provider's manifest says.
+    pub pkce: Option<bool>,
+    /// Sends every URL of this provider to this origin, with its path kept: emulators, recording proxies.
+    pub origin: Option<Url>,
+    /// Moves single servers, by their name in provider.toml, path and all.
+    pub servers: BTreeMap<String, Url>,
+}
+
+impl ProviderManifest {
+    /// Checks what the types do not.
+    pub(super) fn check(&self) -> Result<(), Finding> {
+        let oauth = &self.oauth;
+        let fixed =
+            [("authorize_url", &oauth.authorize_url), ("token_url", &oauth.token_url), ("url", &self.account.url)];
+        let revoke = oauth.revoke.iter().map(|revoke| ("revoke", &revoke.url));
+        let servers = self.servers.iter().map(|(name, url)| (name.as_str(), url));
+        for (key, url) in fixed.into_iter().chain(revoke).chain(servers.clone()) {
+            check_url(url).map_err(|reason| Finding::at(key, format!("{key} {reason}"), "write https://host/path"))?;
+        }
+        for (key, url) in servers {
+            if url.query().is_some() {
+                return Err(Finding::at(
+                    key,
+                    format!("the server {key} has a query"),
+                    "write its scheme, host and path",
+                ));
+            }
+        }
+        if self.name.trim().is_empty() || self.name.chars().any(char::is_control) {
+            return Err(Finding::at(
+                "name",
+                "the provider has no name".into(),
+                "write the name that people know it by",
+            ));
+        }
+        for key in RESERVED_AUTHORIZE_PARAMS.iter().copied().chain([oauth.scope_param.as_str()]) {
+            if oauth.authorize_params.contains_key(key) {
+                let reason = format!("the authorize parameter {key:?} is obo's own");
+                return Err(Finding::at("authorize_params", reason, "leave it out"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies obo.toml. The caller has checked that each of `servers` is a server.
+    pub(super) fn apply(&mut self, config: &ProviderConfig) {
+        if let Some(origin) = &config.origin {
+            let urls = [&mut self.oauth.authorize_url, &mut self.oauth.token_url, &mut self.account.url];
+            let revoke = self.oauth.revoke.iter_mut().map(|revoke| &mut revoke.url);
+            for url in urls.into_iter().chain(revoke).chain(self.servers.values_mut()) {
+                *url = moved(url, origin);
+            }
+        }
+        for (name, to) in &config.servers {
+            if let Some(url) = self.servers.get_mut(name) {
+                *url = to.clone();
+            }
+        }
+        if let Some(pkce) = config.pkce {
+            self.oauth.pkce = pkce;
+        }
+    }
+}
+
+impl ProviderConfig {
+    /// Checks what stands in obo.toml.
+    ///
+    /// # Errors
+    /// The key, what is wrong, and the mend.
+    pub(super) fn check(&self, id: &str, servers: Option<&BTreeMap<String, Url>>) -> Result<(), String> {
+        let key = |name: &str| format!("providers.{id}.{name}");
+        if self.client_id.as_ref().is_some_and(|id| id.trim().is_empty()) {
+            return Err(format!("{} is empty: write the provider's client id, or leave the key out", key("client_id")));
+        }
+        if self.client_id.is_none() && self.client_secret.is_some() {
+            return Err(format!("{} is missing: a client secret is of no use without it", key("client_id")));
+        }
+        if let Some(origin) = &self.origin {
+            check_url(origin).map_err(|reason| format!("{} {reason}", key("origin")))?;
+            if origin.path() != "/" || origin.query().is_some() {
+                return Err(format!("{} has a path: write scheme, host and port only", key("origin")));
+            }
+        }
+        for (name, url) in &self.servers {
+            check_url(url).map_err(|reason| format!("{} {reason}", key(&format!("servers.{name}"))))?;
+            if url.query().is_some() {
+                return Err(format!(
+                    "{} has a query: write its scheme, host and path",
+                    key(&format!("servers.{name}"))
+                ));
+            }
+            let Some(known) = servers else { continue };
+            if !known.contains_key(name) {
+                let known: Vec<&str> = known.keys().map(String::as_str).collect();
+                let mend = match nearest(name, known.iter().copied()) {
+                    Some(nearest) => format!("did you mean {nearest:?}?"),
+                    None => format!("its servers are {}", known.join(", ")),
+                };
+                return Err(format!("{} is not a server of this provider; {mend}", key(&format!("servers.{name}"))));
+            }
+        }
+        Ok(())
+    }
+
+    /// The URLs that the operator wrote, for the egress rules.
+    pub fn written_urls(&self) -> impl Iterator<Item = &Url> {
+        self.origin.iter().chain(self.servers.values())
+    }
+}
+
+/// Authorize parameters that the flow itself sets (RFC 6749 §4.1.1, RFC 7636 §4.3).
+const RESERVED_AUTHORIZE_PARAMS: &[&str] = &[
+    "client_id",
+    "client_secret",
+    "code_challenge",
+    "code_challenge_method",
+    "redirect_uri",
+    "request",
+    "request_uri",
+    "response_type",
+    "state",
+];
+
+fn check_url(url: &Url) -> Result<(), &'static str> {
+    match (url.scheme(), url.host()) {
+        (_, None) => Err("has no host"),
+        ("https", Some(_)) if url.username().is_empty() && url.password().is_none() && url.fragment().is_none() => {
+            Ok(())
+        }
+        ("http", Some(host)) if is_loopback(&host) && url.username().is_empty() && url.fragment().is_none() => Ok(()),
+        ("http", Some(_)) => Err("is plain http, which is accepted for loopback hosts only"),
+        ("https", Some(_)) => Err("has a user name, a password or a fragment"),
+        _ => Err("is not https"),
+    }
+}
+
+fn is_loopback(host: &url::Host<&str>) -> bool {
+    match host {
+        url::Host::Domain(name) => *name == "localhost",
+        url::Host::Ipv4(address) => address.is_loopback(),
+        url::Host::Ipv6(address) => address.is_loopback(),
+    }
+}
+
+/// `url` at another origin, path and query kept.
+fn moved(url: &Url, origin: &Url) -> Url {
+    let mut moved = origin.clone();
+    moved.set_path(url.path());
+    moved.set_query(url.query());
+    moved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_loopback_only() {
+        for (url, good) in [
+            ("https://a.example/x", true),
+            ("http://127.0.0.1:1/x", true),
+            ("http://[::1]/x", true),
+            ("http://localhost/x", true),
+            ("http://a.example", false),
+            ("http://127.0.0.1.evil.example", false),
+            ("http://localhost.evil.example", false),
+            ("http://10.0.0.1", false),
+            ("ftp://127.0.0.1", false),
+            ("https://user@a.example", false),
+            ("https://a.example#x", false),
+            ("data:text/plain,x", false),
+        ] {
+            assert_eq!(check_url(&url.parse().unwrap()).is_ok(), good, "{url}");
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_name_their_key() {
+        let servers = BTreeMap::from([("api".to_owned(), "https://a.example".parse().unwrap())]);
+        let check = |config: ProviderConfig| config.check("x", Some(&servers)).unwrap_err();
+        let url = |text: &str| Some(text.parse().unwrap());
+        assert!(
+            check(ProviderConfig { client_secret: Some(Secret::new("s")), ..Default::default() })
+                .starts_with("providers.x.client_id")
+        );
+        assert!(
+            check(ProviderConfig { origin: url("http://a.example"), ..Default::default() })
+                .starts_with("providers.x.origin is plain http")
+        );
+        assert!(
+            check(ProviderConfig { origin: url("https://a.example/p"), ..Default::default() }).contains("has a path")
+        );
+        let moved = BTreeMap::from([("apii".to_owned(), "https://b.example".parse().unwrap())]);
+        let error = check(ProviderConfig { servers: moved, ..Default::default() });
+        assert_eq!(error, "providers.x.servers.apii is not a server of this provider; did you mean \"api\"?");
+    }
 }

@@ -1,0 +1,660 @@
+//! Reads manifests: those compiled in, then those of the operator's folders, which may replace them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use include_dir::{Dir, include_dir};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::provider::{ProviderConfig, ProviderManifest};
+use super::tool::ToolManifest;
+use super::{Catalog, Provider, Tool};
+use crate::id::{ProviderId, ToolName};
+use crate::schema::{nearest, unknown_keys};
+
+/// The largest manifest, in bytes.
+const MAX_MANIFEST_BYTES: u64 = 256 * 1024;
+/// The most manifests of one folder.
+const MAX_MANIFESTS: usize = 2000;
+
+static BUILT_IN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/tools");
+
+/// The name of a provider's own manifest in its folder.
+const PROVIDER_FILE: &str = "provider.toml";
+
+/// `[tools]` of obo.toml.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ToolsConfig {
+    /// Folders of manifests beside those compiled in: `DIR/<provider>/<tool>.toml`. A file may replace a built-in tool
+    /// of the same name; a broken one that does hides it.
+    pub dirs: Vec<PathBuf>,
+    /// The tools to offer: full names, or `Toolkit.*`. Default: all whose provider has a client.
+    pub enable: Option<Vec<String>>,
+}
+
+/// What is wrong in a manifest, and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The line, from 1, where it is known.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub reason: String,
+    /// What to do.
+    pub mend: String,
+    key: String,
+}
+
+impl Finding {
+    pub(super) fn at(key: &str, reason: String, mend: &str) -> Self {
+        Self { line: None, reason, mend: mend.to_owned(), key: key.to_owned() }
+    }
+
+    /// Looks for the line of the key.
+    fn located(mut self, text: &str) -> Self {
+        self.line = self.line.or_else(|| line_of_key(text, &self.key));
+        self
+    }
+}
+
+/// A manifest that could not be used. It never keeps the others from being loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file; `built-in:` before one that is compiled in; obo.toml for a setting.
+    pub file: String,
+    /// The line, from 1, where it is known.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub reason: String,
+    /// What to do.
+    pub mend: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}; {}", self.file, self.reason, self.mend),
+            None => write!(f, "{}: {}; {}", self.file, self.reason, self.mend),
+        }
+    }
+}
+
+/// Parses a tool manifest, without compiling what is in it. Never panics.
+///
+/// # Errors
+/// Every unknown key, or else what else is wrong.
+pub fn parse_tool_manifest(text: &str) -> Result<ToolManifest, Vec<Finding>> {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| schemars::schema_for!(ToolManifest).to_value());
+    parse(text, &SCHEMA)
+}
+
+/// Parses a provider manifest, without compiling what is in it. Never panics.
+///
+/// # Errors
+/// Every unknown key, or else what else is wrong.
+pub fn parse_provider_manifest(text: &str) -> Result<ProviderManifest, Vec<Finding>> {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| schemars::schema_for!(ProviderManifest).to_value());
+    parse(text, &SCHEMA)
+}
+
+/// The schemas of manifests, by the name of their file in `schemas/`.
+pub fn schemas() -> Vec<(&'static str, Value)> {
+    vec![
+        ("tool.schema.json", schemars::schema_for!(ToolManifest).to_value()),
+        ("provider.schema.json", schemars::schema_for!(ProviderManifest).to_value()),
+    ]
+}
+
+fn parse<T: DeserializeOwned>(text: &str, schema: &Value) -> Result<T, Vec<Finding>> {
+    let toml = |e: toml::de::Error| {
+        let mut finding =
+            Finding::at("", e.message().trim().replace('\n', ", "), "correct it as the schema in schemas/ says");
+        finding.line = e.span().map(|span| line_of_offset(text, span.start));
+        vec![finding]
+    };
+    let value: Value = toml::from_str(text).map_err(toml)?;
+    let unknown = unknown_keys(schema, &value);
+    if !unknown.is_empty() {
+        return Err(unknown
+            .into_iter()
+            .map(|unknown| {
+                let mend = match &unknown.nearest {
+                    Some(nearest) => format!("did you mean {nearest:?}?"),
+                    None => format!("known here: {}", unknown.known.join(", ")),
+                };
+                Finding::at(&unknown.key, format!("unknown key {:?}", unknown.path), &mend).located(text)
+            })
+            .collect());
+    }
+    toml::from_str(text).map_err(toml)
+}
+
+fn line_of_offset(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// The first line that sets `key`, or opens a table of that name.
+fn line_of_key(text: &str, key: &str) -> Option<usize> {
+    if key.is_empty() {
+        return None;
+    }
+    let sets = |line: &str| {
+        let line = line.trim_start();
+        let left = line.split_once('=').map_or(line, |(left, _)| left);
+        left.split(['[', ']', '.', ' ', '"', '\'']).any(|word| word == key)
+    };
+    text.lines().position(sets).map(|line| line + 1)
+}
+
+/// A manifest file, read or not.
+struct Source {
+    /// For messages.
+    file: String,
+    /// The provider's id: the folder's name.
+    folder: String,
+    /// The file's name.
+    name: String,
+    built_in: bool,
+    text: Result<String, String>,
+}
+
+impl Source {
+    fn problem(&self, finding: Finding) -> Problem {
+        let finding = match &self.text {
+            Ok(text) => finding.located(text),
+            Err(_) => finding,
+        };
+        Problem { file: self.file.clone(), line: finding.line, reason: finding.reason, mend: finding.mend }
+    }
+
+    fn text(&self) -> Result<&str, Vec<Finding>> {
+        self.text.as_deref().map_err(|reason| vec![Finding::at("", reason.clone(), "make it a readable text file")])
+    }
+
+    /// The tool's name, as far as it can be told of a file that may be broken.
+    fn claimed_name(&self) -> Option<ToolName> {
+        let text = self.text.as_deref().ok()?;
+        let value = match toml::from_str::<Value>(text) {
+            Ok(value) => value.get("name")?.as_str()?.to_owned(),
+            Err(_) => {
+                let line =
+                    text.lines().find_map(|line| line.trim().strip_prefix("name")?.trim_start().strip_prefix('='))?;
+                line.trim().trim_matches(['"', '\'']).to_owned()
+            }
+        };
+        value.parse().ok()
+    }
+}
+
+impl Catalog {
+    /// Loads what is compiled in and what is in the operator's folders.
+    ///
+    /// A broken manifest is a [`Problem`], and the rest is loaded without it.
+    ///
+    /// # Errors
+    /// One line naming a key of obo.toml and the mend.
+    pub fn load(config: &ToolsConfig, providers: &BTreeMap<ProviderId, ProviderConfig>) -> Result<Self, String> {
+        let mut sources = built_in();
+        for dir in &config.dirs {
+            read_folder(dir, &mut sources).map_err(|reason| format!("tools.dirs: {reason}"))?;
+        }
+        let mut problems = Vec::new();
+        let loaded = load_providers(&sources, providers, &mut problems)?;
+        let known = load_tools(&sources, &loaded, &mut problems);
+        let tools = enabled(config, &known, &mut problems);
+        let mut aliases = HashMap::new();
+        for name in tools.keys() {
+            aliases.insert(name.as_str().to_owned(), name.clone());
+            aliases.insert(name.underscored(), name.clone());
+        }
+        Ok(Self { tools, aliases, providers: loaded, known, problems })
+    }
+}
+
+fn built_in() -> Vec<Source> {
+    let mut sources = Vec::new();
+    for folder in BUILT_IN.dirs() {
+        for file in folder.files().filter(|file| file.path().extension().is_some_and(|e| e == "toml")) {
+            let part = |path: Option<&std::ffi::OsStr>| {
+                path.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default()
+            };
+            sources.push(Source {
+                file: format!("built-in:{}", file.path().display()),
+                folder: part(folder.path().file_name()),
+                name: part(file.path().file_name()),
+                built_in: true,
+                text: file.contents_utf8().map(str::to_owned).ok_or_else(|| "it is not UTF-8".to_owned()),
+            });
+        }
+    }
+    sources
+}
+
+fn read_folder(dir: &Path, sources: &mut Vec<Source>) -> Result<(), String> {
+    let list = |path: &Path| -> Result<Vec<PathBuf>, String> {
+        let unreadable =
+            |e: std::io::Error| format!("{} cannot be read ({e}): name an existing folder", path.display());
+        let mut paths = fs::read_dir(path)
+            .map_err(unreadable)?
+            .map(|entry| entry.map(|entry| entry.path()).map_err(unreadable))
+            .collect::<Result<Vec<_>, _>>()?;
+        paths.sort();
+        Ok(paths)
+    };
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    for folder in list(dir)?.into_iter().filter(|path| path.is_dir() && !name(path).starts_with('.')) {
+        for file in list(&folder)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "toml")) {
+            if sources.len() > MAX_MANIFESTS {
+                return Err(format!("{} has more than {MAX_MANIFESTS} manifests: split the folder", dir.display()));
+            }
+            sources.push(Source {
+                file: file.display().to_string(),
+                folder: name(&folder),
+                name: name(&file),
+                built_in: false,
+                text: read(&file),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    use std::io::Read as _;
+    let mut text = Vec::new();
+    fs::File::open(file)
+        .and_then(|opened| opened.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut text))
+        .map_err(|e| format!("it cannot be read ({e})"))?;
+    if text.len() as u64 > MAX_MANIFEST_BYTES {
+        return Err(format!("it is larger than {} KiB", MAX_MANIFEST_BYTES / 1024));
+    }
+    String::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())
+}
+
+fn load_providers(
+    sources: &[Source],
+    configs: &BTreeMap<ProviderId, ProviderConfig>,
+    problems: &mut Vec<Problem>,
+) -> Result<BTreeMap<ProviderId, Arc<Provider>>, String> {
+    // A later folder's file replaces an earlier one, and hides it when it is broken.
+    let files: BTreeMap<&str, &Source> =
+        sources.iter().filter(|s| s.name == PROVIDER_FILE).map(|s| (s.folder.as_str(), s)).collect();
+    for (id, config) in configs {
+        if !files.contains_key(id.as_str()) {
+            let known: Vec<&str> = files.keys().copied().collect();
+            let mend = match nearest(id.as_str(), known.iter().copied()) {
+                Some(nearest) => format!("did you mean providers.{nearest}?"),
+                None => format!("known are {}", known.join(", ")),
+            };
+            return Err(format!("providers.{id}: there is no such provider; {mend}"));
+        }
+        config.check(id.as_str(), None)?;
+    }
+    let default = ProviderConfig::default();
+    let mut loaded = BTreeMap::new();
+    for (folder, source) in files {
+        let config = configs.iter().find(|(id, _)| id.as_str() == folder).map_or(&default, |(_, config)| config);
+        let manifest = source.text().and_then(parse_provider_manifest);
+        let manifest = match manifest {
+            Ok(manifest) => manifest,
+            Err(findings) => {
+                problems.extend(findings.into_iter().map(|finding| source.problem(finding)));
+                continue;
+            }
+        };
+        config.check(folder, Some(&manifest.servers))?;
+        let provider = if manifest.id == folder {
+            Provider::new(manifest, config)
+        } else {
+            let reason = format!("the id is {:?}, but the folder is {folder:?}", manifest.id);
+            Err(Finding::at("id", reason, "name both the same"))
+        };
+        match provider {
+            Ok(provider) => {
+                loaded.insert(provider.id.clone(), Arc::new(provider));
+            }
+            Err(finding) => problems.push(source.problem(finding)),
+        }
+    }
+    Ok(loaded)
+}
+
+fn load_tools(
+    sources: &[Source],
+    providers: &BTreeMap<ProviderId, Arc<Provider>>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<ToolName, Arc<Tool>> {
+    let tools: Vec<&Source> = sources.iter().filter(|source| source.name != PROVIDER_FILE).collect();
+    // Names that differ in case alone would be one and the same to people, and to some clients.
+    let mut claims: BTreeMap<String, Vec<&Source>> = BTreeMap::new();
+    for source in &tools {
+        if let Some(name) = source.claimed_name() {
+            claims.entry(name.as_str().to_lowercase()).or_default().push(source);
+        }
+    }
+    let hidden = |source: &Source| {
+        let same_file =
+            |other: &&Source| !other.built_in && (&other.folder, &other.name) == (&source.folder, &source.name);
+        let claimed = source.claimed_name().is_some_and(|name| {
+            claims.get(&name.as_str().to_lowercase()).is_some_and(|claims| claims.iter().any(|other| !other.built_in))
+        });
+        source.built_in && (claimed || tools.iter().any(|other| same_file(other)))
+    };
+    let mut loaded = BTreeMap::new();
+    for source in &tools {
+        if hidden(source) {
+            continue;
+        }
+        let rivals = source.claimed_name().and_then(|name| claims.get(&name.as_str().to_lowercase()));
+        let rival =
+            rivals.into_iter().flatten().find(|other| other.file != source.file && other.built_in == source.built_in);
+        if let Some(rival) = rival {
+            let reason = format!("the tool's name is also that of {}", rival.file);
+            problems.push(source.problem(Finding::at(
+                "name",
+                reason,
+                "rename one of them; until then neither is offered",
+            )));
+            continue;
+        }
+        let Some(provider) = providers.values().find(|provider| provider.id.as_str() == source.folder) else {
+            // Where the provider's own manifest is broken, that is the problem to mend.
+            if !sources.iter().any(|other| other.name == PROVIDER_FILE && other.folder == source.folder) {
+                let reason = format!("there is no provider {:?}", source.folder);
+                let mend = format!("add {PROVIDER_FILE} beside it, or move it to its provider's folder");
+                problems.push(source.problem(Finding::at("", reason, &mend)));
+            }
+            continue;
+        };
+        let tool = source
+            .text()
+            .and_then(parse_tool_manifest)
+            .and_then(|manifest| Tool::new(manifest, Arc::clone(provider)).map_err(|finding| vec![finding]));
+        match tool {
+            Ok(tool) => {
+                loaded.insert(tool.name.clone(), Arc::new(tool));
+            }
+            Err(findings) => problems.extend(findings.into_iter().map(|finding| source.problem(finding))),
+        }
+    }
+    loaded
+}
+
+fn enabled(
+    config: &ToolsConfig,
+    known: &BTreeMap<ToolName, Arc<Tool>>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<ToolName, Arc<Tool>> {
+    let has_client = |tool: &Tool| tool.provider.client.is_some();
+    let Some(patterns) = &config.enable else {
+        return known
+            .iter()
+            .filter(|(_, tool)| has_client(tool))
+            .map(|(name, tool)| (name.clone(), Arc::clone(tool)))
+            .collect();
+    };
+    let mut problem = |reason: String, mend: String| {
+        problems.push(Problem { file: "obo.toml".to_owned(), line: None, reason, mend });
+    };
+    let mut enabled = BTreeMap::new();
+    let mut without_client = BTreeMap::new();
+    for pattern in patterns {
+        let mut matched = false;
+        for (name, tool) in known {
+            if !matches_pattern(pattern, name) {
+                continue;
+            }
+            matched = true;
+            if has_client(tool) {
+                enabled.insert(name.clone(), Arc::clone(tool));
+            } else {
+                without_client.insert(tool.provider.id.as_str(), pattern);
+            }
+        }
+        if !matched {
+            let toolkits = known.keys().map(|name| format!("{}.*", name.toolkit()));
+            let names: Vec<String> = known.keys().map(ToString::to_string).chain(toolkits).collect();
+            let mend = match nearest(pattern, names.iter().map(String::as_str)) {
+                Some(nearest) => format!("did you mean {nearest:?}?"),
+                None => "write Toolkit.Verb or Toolkit.*; `obo tools list` shows them".to_owned(),
+            };
+            problem(format!("tools.enable: {pattern:?} is no tool that could be loaded"), mend);
+        }
+    }
+    for (provider, pattern) in without_client {
+        problem(
+            format!("tools.enable: {pattern:?} needs the provider {provider}, which has no client"),
+            format!("set providers.{provider}.client_id"),
+        );
+    }
+    enabled
+}
+
+fn matches_pattern(pattern: &str, name: &ToolName) -> bool {
+    match pattern.strip_suffix(".*") {
+        Some(toolkit) => toolkit == name.toolkit(),
+        None => pattern == "*" || pattern == name.as_str(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client() -> ProviderConfig {
+        ProviderConfig { client_id: Some("id".into()), ..Default::default() }
+    }
+
+    fn configs(ids: &[&str]) -> BTreeMap<ProviderId, ProviderConfig> {
+        ids.iter().map(|id| (id.parse().unwrap(), client())).collect()
+    }
+
+    /// A folder of manifests.
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn with(files: &[(&str, &str)]) -> Self {
+            let folder = Self(tempfile::tempdir().unwrap());
+            for (path, text) in files {
+                let path = folder.0.path().join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            folder
+        }
+
+        fn load(&self) -> Catalog {
+            let config = ToolsConfig { dirs: vec![self.0.path().to_owned()], enable: None };
+            Catalog::load(&config, &configs(&["google", "slack"])).unwrap()
+        }
+    }
+
+    const PROVIDER: &str = r#"
+        id = "acme"
+        name = "Acme"
+        [servers]
+        api = "https://api.acme.example"
+        [oauth]
+        authorize_url = "https://acme.example/a"
+        token_url = "https://acme.example/t"
+        [account]
+        url = "https://api.acme.example/me"
+        key = '.id'
+        label = '.email'
+    "#;
+
+    fn tool(name: &str, server: &str) -> String {
+        format!(
+            "name = \"{name}\"\ntitle = \"T\"\ndescription = \"D\"\nscopes = []\neffect = \"read\"\n\
+             [input]\ntype = \"object\"\n[request]\nmethod = \"GET\"\nurl = \"{{{server}}}/x\"\n"
+        )
+    }
+
+    fn names(catalog: &Catalog) -> Vec<&str> {
+        catalog.tools().map(|tool| tool.name.as_str()).collect()
+    }
+
+    #[test]
+    fn built_in_manifests_are_good() {
+        let catalog = Catalog::load(&ToolsConfig::default(), &configs(&["google", "slack"])).unwrap();
+        assert_eq!(catalog.problems(), []);
+        assert_eq!(
+            names(&catalog),
+            [
+                "Google.SearchEmails",
+                "Google.SendEmail",
+                "GoogleCalendar.CreateEvent",
+                "GoogleCalendar.ListEvents",
+                "Slack.ListChannels",
+                "Slack.PostMessage"
+            ]
+        );
+        for tool in catalog.tools() {
+            for spelling in [tool.name.as_str().to_owned(), tool.name.underscored()] {
+                assert_eq!(catalog.find(&spelling).map(|found| &found.name), Some(&tool.name));
+            }
+            for scope in tool.scopes_any_of.iter().flatten() {
+                assert!(tool.provider.scopes.contains_key(scope), "{}: {scope} has no words", tool.name);
+            }
+            for (name, schema) in tool.input["properties"].as_object().unwrap() {
+                assert!(schema["description"].is_string(), "{}: {name} has no description", tool.name);
+            }
+        }
+        assert!(catalog.find("google.sendemail").is_none());
+    }
+
+    #[test]
+    fn tools_of_providers_without_a_client_are_known_but_not_offered() {
+        let catalog = Catalog::load(&ToolsConfig::default(), &configs(&["slack"])).unwrap();
+        assert_eq!(names(&catalog), ["Slack.ListChannels", "Slack.PostMessage"]);
+        assert_eq!(catalog.known_tools().count(), 6);
+        assert!(catalog.find("Google.SendEmail").is_none());
+        assert!(catalog.provider("google").unwrap().client.is_none());
+    }
+
+    #[test]
+    fn enable_names_tools_and_toolkits() {
+        let load = |enable: &[&str]| {
+            let enable = Some(enable.iter().map(ToString::to_string).collect());
+            Catalog::load(&ToolsConfig { dirs: Vec::new(), enable }, &configs(&["google"])).unwrap()
+        };
+        assert_eq!(names(&load(&["Google.*"])), ["Google.SearchEmails", "Google.SendEmail"]);
+        assert_eq!(names(&load(&["GoogleCalendar.ListEvents"])), ["GoogleCalendar.ListEvents"]);
+        assert_eq!(names(&load(&[])), [""; 0]);
+        let catalog = load(&["Google.SendMail", "Slack.*"]);
+        let problems: Vec<String> = catalog.problems().iter().map(ToString::to_string).collect();
+        assert!(names(&catalog).is_empty());
+        assert!(problems[0].contains("did you mean \"Google.SendEmail\"?"), "{problems:?}");
+        assert!(problems[1].contains("set providers.slack.client_id"), "{problems:?}");
+    }
+
+    #[test]
+    fn settings_of_unknown_providers_are_errors() {
+        let error = Catalog::load(&ToolsConfig::default(), &configs(&["gogle"])).err().unwrap();
+        assert_eq!(error, "providers.gogle: there is no such provider; did you mean providers.google?");
+        let dirs = vec![PathBuf::from("does-not-exist")];
+        let error = Catalog::load(&ToolsConfig { dirs, enable: None }, &configs(&[])).err().unwrap();
+        assert!(error.starts_with("tools.dirs: does-not-exist cannot be read"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_adds_providers_and_tools() {
+        let folder = Folder::with(&[
+            ("acme/provider.toml", PROVIDER),
+            ("acme/get.toml", &tool("Acme.Get", "api")),
+            ("google/mine.toml", &tool("Google.Mine", "gmail")),
+            ("README.md", "not a manifest"),
+        ]);
+        let catalog = folder.load();
+        assert_eq!(catalog.problems(), []);
+        assert!(catalog.find("Google_Mine").is_some());
+        assert!(catalog.known_tools().any(|tool| tool.name.as_str() == "Acme.Get"));
+        assert!(catalog.find("Acme.Get").is_none(), "it has no client");
+    }
+
+    #[test]
+    fn a_file_replaces_a_built_in_tool_of_its_name() {
+        let catalog = Folder::with(&[("slack/any.toml", &tool("Slack.PostMessage", "api"))]).load();
+        assert_eq!(catalog.problems(), []);
+        assert_eq!(catalog.find("Slack.PostMessage").unwrap().title, "T");
+    }
+
+    #[test]
+    fn a_broken_file_hides_the_built_in_tool_and_nothing_else() {
+        for broken in [
+            "name = \"Slack.PostMessage\"\nthis is not toml".to_owned(),
+            tool("Slack.PostMessage", "nonsense"),
+            tool("Slack.PostMessage", "api") + "[nonsense]\nx = 1\n",
+        ] {
+            let catalog = Folder::with(&[("slack/any.toml", &broken)]).load();
+            assert!(catalog.find("Slack.PostMessage").is_none(), "{broken}");
+            assert_eq!(catalog.tools().count(), 5);
+            assert_eq!(catalog.problems().len(), 1, "{:?}", catalog.problems());
+            assert!(catalog.problems()[0].line.is_some(), "{:?}", catalog.problems());
+        }
+        let catalog = Folder::with(&[("slack/post-message.toml", "\u{0}")]).load();
+        assert!(catalog.find("Slack.PostMessage").is_none(), "the same file, whatever is in it");
+    }
+
+    #[test]
+    fn a_broken_provider_hides_its_own_tools_only() {
+        let catalog = Folder::with(&[("slack/provider.toml", "id = \"slack\"\nnam = \"x\"\n")]).load();
+        assert_eq!(catalog.tools().count(), 4);
+        let problem = &catalog.problems()[0];
+        assert_eq!((problem.line, problem.mend.as_str()), (Some(2), "did you mean \"name\"?"), "{problem}");
+        let http = PROVIDER.replace("https://api.acme", "http://api.acme");
+        let catalog = Folder::with(&[("acme/provider.toml", &http)]).load();
+        assert!(catalog.problems()[0].reason.contains("plain http"), "{:?}", catalog.problems());
+        let catalog = Folder::with(&[("acne/provider.toml", PROVIDER)]).load();
+        assert!(catalog.problems()[0].reason.contains("but the folder is"), "{:?}", catalog.problems());
+    }
+
+    #[test]
+    fn two_files_of_one_name_are_both_refused() {
+        let catalog =
+            Folder::with(&[("slack/a.toml", &tool("Slack.Same", "api")), ("slack/b.toml", &tool("Slack.SAME", "api"))])
+                .load();
+        assert_eq!(catalog.problems().len(), 2);
+        assert!(catalog.find("Slack.Same").is_none() && catalog.find("Slack.SAME").is_none());
+    }
+
+    #[test]
+    fn a_tool_without_a_provider_is_a_problem() {
+        let catalog = Folder::with(&[("nobody/a.toml", &tool("Nobody.Get", "api"))]).load();
+        assert!(catalog.problems()[0].reason.contains("there is no provider"), "{:?}", catalog.problems());
+    }
+
+    /// `UPDATE_SCHEMAS=1 cargo test schemas_are_current` rewrites the files.
+    #[test]
+    fn schemas_are_current() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
+        for (name, schema) in schemas() {
+            let current = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+            let file = folder.join(name);
+            if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+                fs::create_dir_all(&folder).unwrap();
+                fs::write(&file, &current).unwrap();
+            }
+            let written = fs::read_to_string(&file).unwrap_or_default();
+            let same = |text: &str| serde_json::from_str::<Value>(text).ok();
+            assert_eq!(same(&written), same(&current), "{name} is not current; run UPDATE_SCHEMAS=1 cargo test");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,200}", cut in 0usize..2000) {
+            let _ = parse_tool_manifest(&text);
+            let _ = parse_provider_manifest(&text);
+            let text = tool("Acme.Get", "api");
+            let cut = text.floor_char_boundary(cut.min(text.len()));
+            let _ = parse_tool_manifest(&text[..cut]);
+        }
+    }
+}

@@ -207,7 +207,7 @@ fn hash_value(value: &Value, hash: &mut Sha256) {
 /// Sorts the keys itself: whether serde_json's map does depends on features that any dependency may switch on.
 fn hash_object(entries: &Map<String, Value>, hash: &mut Sha256) {
     let mut sorted: Vec<_> = entries.iter().collect();
-    sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
+    sorted.sort_by_key(|(key, _)| *key);
     hash.update(b"{");
     for (i, (key, item)) in sorted.into_iter().enumerate() {
         hash.update(if i == 0 { &b""[..] } else { b"," });

@@ -344,7 +344,7 @@ fn load_tools(
         let claimed = source.claimed_name().is_some_and(|name| {
             claims.get(&name.as_str().to_lowercase()).is_some_and(|claims| claims.iter().any(|other| !other.built_in))
         });
-        source.built_in && (claimed || tools.iter().any(|other| same_file(other)))
+        source.built_in && (claimed || tools.iter().any(same_file))
     };
     let mut loaded = BTreeMap::new();
     for source in &tools {

@@ -107,7 +107,8 @@ impl ErrorRules {
 pub fn seconds(text: &str) -> Option<Duration> {
     let seconds: f64 = text.trim().parse().ok()?;
     // A wait in the past is over.
-    Duration::try_from_secs_f64(seconds.max(0.0)).ok().map(|wait| wait.min(MAX_RETRY_AFTER))
+    let bounded = seconds.clamp(0.0, MAX_RETRY_AFTER.as_secs_f64());
+    if seconds.is_finite() { Duration::try_from_secs_f64(bounded).ok() } else { None }
 }
 
 /// Text of a provider's, for a caller: bounded, without control characters, so that it cannot look like more than it is.
@@ -180,7 +181,8 @@ mod tests {
         let message = verdict.message.unwrap();
         assert!(message.starts_with("a b") && message.len() <= MAX_MESSAGE_CHARS, "{message}");
         assert_eq!(seconds("-5"), Some(Duration::ZERO));
-        assert_eq!(seconds("nan"), Some(Duration::ZERO));
+        assert_eq!(seconds("1e300"), Some(MAX_RETRY_AFTER));
+        assert_eq!(seconds("nan"), None);
         assert_eq!(seconds("soon"), None);
         assert_eq!(seconds("inf"), None);
     }

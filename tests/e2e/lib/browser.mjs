@@ -18,7 +18,7 @@ const PICTURES = process.env.OBO_E2E_SCREENSHOTS;
 const SIZES = { narrow: { width: 360, height: 740 }, wide: { width: 1280, height: 800 } };
 
 export async function openBrowser() {
-  return chromium.launch({ executablePath: process.env.OBO_E2E_CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
+  return chromium.launch({ executablePath: process.env.OBO_E2E_CHROMIUM, args: FLAGS });
 }
 
 export class Person {

@@ -62,6 +62,7 @@ pub struct Family {
     pub ended: Option<Ended>,
     /// How often it was refreshed.
     pub refreshes: usize,
+    pub(super) account: &'static Account,
 }
 
 /// Why a family of tokens died.
@@ -162,7 +163,7 @@ pub(super) struct Ledger {
 impl Ledger {
     /// A new family for what `account` agreed to.
     pub(super) fn found(&mut self, service: Service, account: &'static Account, scopes: BTreeSet<String>) -> usize {
-        self.families.push(Family { service, user: account.email, scopes, ended: None, refreshes: 0 });
+        self.families.push(Family { service, user: account.email, scopes, ended: None, refreshes: 0, account });
         self.families.len() - 1
     }
 

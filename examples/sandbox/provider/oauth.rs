@@ -344,8 +344,7 @@ fn refresh(shared: &Shared, ledger: &mut Ledger, service: Service, params: &Para
 }
 
 fn issue(shared: &Shared, ledger: &mut Ledger, service: Service, family: usize, by_code: bool) -> Issued {
-    let scopes = ledger.families[family].scopes.clone();
-    let account = ledger::account(ledger.families[family].user).unwrap_or(&super::PEOPLE[0]);
+    let (scopes, account) = (ledger.families[family].scopes.clone(), ledger.families[family].account);
     let expires_in_s =
         (shared.settings.refresh(service) != RefreshMode::None).then_some(shared.settings.access_ttl.as_secs());
     let access = (!scopes.is_empty()).then(|| {

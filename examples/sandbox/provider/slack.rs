@@ -113,18 +113,23 @@ fn as_owner(
         Err(Some(TokenState::Revoked)) => return refused("token_revoked"),
         Err(Some(TokenState::Expired)) => return refused("token_expired"),
     };
-    let provided = access.scopes.iter().cloned().collect::<Vec<_>>().join(",");
     let mut answer = match scope {
-        Some(scope) if !access.scopes.contains(scope) => {
-            json_answer(200, &json!({"ok": false, "error": "missing_scope", "needed": scope, "provided": provided}))
-        }
+        Some(scope) if !access.scopes.contains(scope) => missing_scope(scope, &access),
         _ => method(&access),
     };
-    if let Ok(provided) = HeaderValue::from_str(&provided) {
+    if let Ok(provided) = HeaderValue::from_str(&provided(&access)) {
         answer.headers_mut().insert("x-oauth-scopes", provided);
     }
     answer.extensions_mut().insert(ActedAs(if access.bot { "bot" } else { access.account.email }));
     answer
+}
+
+fn provided(access: &Access) -> String {
+    access.scopes.iter().cloned().collect::<Vec<_>>().join(",")
+}
+
+fn missing_scope(needed: &str, access: &Access) -> Response {
+    json_answer(200, &json!({"ok": false, "error": "missing_scope", "needed": needed, "provided": provided(access)}))
 }
 
 async fn auth_test(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
@@ -188,16 +193,19 @@ async fn list_conversations(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    let arguments = arguments(&headers, query, &body);
+    let types = arguments["types"].as_str().unwrap_or("public_channel");
+    let private = types.contains("private_channel");
     as_owner(&shared, &headers, Some("channels:read"), |access| {
-        let arguments = arguments(&headers, query, &body);
+        if private && !access.scopes.contains("groups:read") {
+            return missing_scope("groups:read", access);
+        }
         let number = |value: &Value| match value {
             Value::String(text) => text.parse().ok(),
             other => other.as_u64().and_then(|n| usize::try_from(n).ok()),
         };
         let limit: usize = number(&arguments["limit"]).unwrap_or(100).max(1);
         let skip: usize = number(&arguments["cursor"]).unwrap_or(0);
-        let private = access.scopes.contains("groups:read")
-            && arguments["types"].as_str().is_some_and(|types| types.contains("private_channel"));
         let visible: Vec<_> = CHANNELS.iter().filter(|(.., is_private)| private || !is_private).collect();
         let page: Vec<Value> = visible
             .iter()

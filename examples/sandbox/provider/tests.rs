@@ -73,6 +73,13 @@ impl Bench {
         self.post("/token", &[&client, more].concat()).await
     }
 
+    async fn slack_exchange(&self, code: &str) -> (u16, Value) {
+        let request = self.http.post(format!("{}/api/oauth.v2.access", self.provider.origin()));
+        let request = request.basic_auth("sandbox-slack", Some(Service::Slack.client_secret()));
+        let answer = request.form(&[("code", code), ("redirect_uri", REDIRECT)]).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
     async fn refresh(&self, token: &str) -> (u16, Value) {
         let form = [
             ("grant_type", "refresh_token"),
@@ -255,10 +262,7 @@ async fn slack_answers_as_slack() {
     let bench = bench(|_| ()).await;
     let redirect = bench.provider.consent(&bench.slack_url("chat:write"), "bob").await.unwrap();
     let code = param(&redirect, "code");
-    let form = [("code", code.as_str()), ("redirect_uri", REDIRECT)];
-    let request = bench.http.post(format!("{}/api/oauth.v2.access", bench.provider.origin())).form(&form);
-    let request = request.basic_auth("sandbox-slack", Some(Service::Slack.client_secret()));
-    let answer: Value = request.send().await.unwrap().json().await.unwrap();
+    let (_, answer) = bench.slack_exchange(&code).await;
     assert!(answer.get("access_token").is_none(), "no bot was asked for");
     let token = text(&answer["authed_user"], "access_token");
 
@@ -269,6 +273,16 @@ async fn slack_answers_as_slack() {
     assert_eq!(call("/api/conversations.list").await["needed"], "channels:read");
     assert_eq!(call("/api/auth.test").await["user_id"], PEOPLE[1].slack_id);
     assert_eq!(bench.userinfo(token).await.0, 401, "a Slack token means nothing to Google");
+    let redirect = bench.provider.consent(&bench.slack_url("channels:read"), "bob").await.unwrap();
+    let (_, more) = bench.slack_exchange(&param(&redirect, "code")).await;
+    assert_eq!(text(&more["authed_user"], "scope"), "channels:read,chat:write", "scopes add up");
+    let list = async |query: &str| {
+        let token = text(&more["authed_user"], "access_token");
+        bench.api(http::Method::GET, &format!("/api/conversations.list{query}"), token, None).await.1
+    };
+    assert_eq!(list("?limit=1").await["response_metadata"]["next_cursor"], "1");
+    assert_eq!(list("?cursor=1").await["channels"][0]["name"], "random");
+    assert_eq!(list("?types=public_channel,private_channel").await["needed"], "groups:read");
     assert_eq!(call("/api/auth.revoke").await["revoked"], true);
     assert_eq!(call("/api/auth.test").await["error"], "token_revoked");
 }

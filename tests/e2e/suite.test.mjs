@@ -10,7 +10,7 @@ import { openBrowser, Person } from "./lib/browser.mjs";
 import { legacyHttp, legacySse, modernHttp, python, stdio } from "./lib/clients.mjs";
 import { leaks, spellings } from "./lib/leaks.mjs";
 import {
-  assertAuthorizationText, assertDone, assertLink, EVENT, event, MAIL, mail, MESSAGE, message, PATHS,
+  assertAuthorizationText, assertDone, assertLink, channelId, CHANNELS, EVENT, event, MAIL, mail, MESSAGE, message, PATHS,
 } from "./lib/tools.mjs";
 import { World } from "./lib/world.mjs";
 
@@ -183,14 +183,21 @@ test("more scopes are asked for when a tool needs them", async () => {
   assertDone(await runsAs("alice", MAIL, mailing));
 });
 
-test("Slack: each posts as themselves", async () => {
+test("Slack: each finds the channel and posts as themselves", async () => {
   for (const user of ["alice", "bob"]) {
-    const post = () => legacyHttp(world.url, tokens[user], (c) => call(c, MESSAGE, message(`hello from ${user}`)));
-    const link = assertAuthorizationText(world.url, "slack", await post());
+    const list = () => legacyHttp(world.url, tokens[user], (c) => call(c, CHANNELS, {}));
+    const link = assertAuthorizationText(world.url, "slack", await list());
     // Slack's page names people by their handles, and so does what obo says afterwards.
     const text = await people[user].consent(link, { account: user, title: `slack-${user}` });
     assert.match(text, new RegExp(`connected as .*${user}`, "i"));
+    const channel = channelId(assertDone(await list()), "general");
+    assert.ok(channel);
+
+    const post = () => legacyHttp(world.url, tokens[user], (c) => call(c, MESSAGE, message(channel, `hello from ${user}`)));
+    const more = assertAuthorizationText(world.url, "slack", await post());
+    await people[user].consent(more, { account: user, title: `slack-post-${user}` });
     assertDone(await runsAs(user, MESSAGE, post));
+    assertDone(await list());
   }
 });
 

@@ -4,11 +4,12 @@ import assert from "node:assert/strict";
 
 export const MAIL = "Google_SendEmail";
 export const EVENT = "GoogleCalendar_CreateEvent";
+export const CHANNELS = "Slack_ListChannels";
 export const MESSAGE = "Slack_PostMessage";
 
 export const mail = (subject) => ({ to: ["bob@example.com"], subject, text: "sent on behalf of somebody" });
 export const event = (summary) => ({ summary, start: "2026-12-01T10:00:00Z", end: "2026-12-01T10:30:00Z" });
-export const message = (text) => ({ channel: "general", text });
+export const message = (channel, text) => ({ channel, text });
 
 /** Where a call reached the provider's API. */
 export const PATHS = {
@@ -42,4 +43,11 @@ export function assertAuthorizationText(url, provider, result) {
 export function assertDone(result) {
   assert.ok(!result.isError, JSON.stringify(result.content));
   return JSON.parse(result.content[0].text);
+}
+
+/** The id of a channel in a list of channels, wherever the list stands in the answer. */
+export function channelId(value, name) {
+  if (value === null || typeof value !== "object") return undefined;
+  if (value.name === name && typeof value.id === "string") return value.id;
+  return Object.values(value).map((inner) => channelId(inner, name)).find(Boolean);
 }

@@ -5,15 +5,16 @@
 //!
 //! - **At load** a program may call only what [`FUNCTIONS`] lists. There is no way to the environment, the clock, files
 //!   or the log; no `def`, so no recursion of the author's own; no endless generators; no assignment.
-//! - **At run** every step is paid for. [`metered`] rewrites a program, and the standard definitions it uses, so that
-//!   each value produced, and the size of each value built or handed to a native function, is taken from a budget in
-//!   proportion to the input ([`WORK_BASE`], [`WORK_PER_INPUT_UNIT`]). An empty budget ends the run; `try` cannot hide it.
+//! - **At run** every step is paid for. A program, and the standard definitions it uses, are rewritten so that each
+//!   value produced, and the size of each value built or handed to a native function, is taken from a budget in
+//!   proportion to the input ([`WORK_BASE`], [`WORK_PER_INPUT_UNIT`], [`WORK_MAX`]). An empty budget ends the run, and
+//!   `try` cannot hide it. jq itself cannot be interrupted.
 //! - **Depth** is bounded for programs ([`MAX_TERM_DEPTH`]) and values ([`MAX_VALUE_DEPTH`]), so that no input can
 //!   exhaust the stack.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::LazyLock;
 
 use jaq_core::box_iter::box_once;
 use jaq_core::compile::{Filter, Lut};
@@ -41,9 +42,11 @@ pub const MAX_VALUE_DEPTH: usize = 80;
 /// Work that every run may do, in units: one for each value produced, and one for each node or 16 bytes of text in a
 /// value that is built or handed to a native function.
 pub const WORK_BASE: u64 = 250_000;
-/// Further work for each unit of the input's own size. A mail of 25 MB is read, encoded twice and wrapped: four passes,
-/// and as much again to spare.
-pub const WORK_PER_INPUT_UNIT: u64 = 10;
+/// Further work for each unit of the input's own size: a mail with its attachments is taken up some twelve times on its
+/// way into a request.
+pub const WORK_PER_INPUT_UNIT: u64 = 20;
+/// The most work of any run, in units: what the largest mail needs, and a bound on memory for everything else.
+pub const WORK_MAX: u64 = 40_000_000;
 
 /// Bytes of text that count as one unit.
 const BYTES_PER_UNIT: usize = 16;
@@ -61,7 +64,8 @@ const COMPILE_STACK_BYTES: usize = 256 * 1024 * 1024;
 
 /// What programs may call: name and number of arguments.
 ///
-/// jq's own functions but for `rfc5322`, which makes a mail message, and `base64url` (RFC 4648 §5, without padding).
+/// jq's own functions but for `rfc5322`, which makes a mail message (with an id and a date of its own, the one thing here
+/// that two runs differ in), and `base64url` (RFC 4648 §5, without padding).
 pub const FUNCTIONS: &[(&str, &[usize])] = &[
     ("@base64", &[0]),
     ("@base64d", &[0]),
@@ -248,7 +252,7 @@ impl Program {
             units = weigh(value, 0, units, u64::MAX).ok_or(RunError::NotJson("nested too deep"))?;
         }
         let meter = Meter {
-            left: Cell::new(units.saturating_mul(WORK_PER_INPUT_UNIT).saturating_add(WORK_BASE)),
+            left: Cell::new(units.saturating_mul(WORK_PER_INPUT_UNIT).saturating_add(WORK_BASE).min(WORK_MAX)),
             refusal: RefCell::new(None),
         };
         // The libraries beneath are not ours; a panic in one of them is this program's failure, not the process's.
@@ -360,8 +364,7 @@ fn compile(source: &str, variables: &[&str]) -> Result<Program, ProgramError> {
     check(&term, 0)?;
     term = metered(term);
 
-    let prelude =
-        standard_definitions().into_iter().map(|def| Def { body: metered(def.body), name: def.name, args: def.args });
+    let prelude = PRELUDE.iter().cloned();
     // jaq gives no way to hand over a parsed program, but takes parsed definitions: so the program is one of them.
     let main = Def { name: MAIN, args: Vec::new(), body: term };
     let arena = Arena::default();
@@ -378,7 +381,14 @@ fn compile(source: &str, variables: &[&str]) -> Result<Program, ProgramError> {
     Ok(Program { filter, variables: variables.len() })
 }
 
+/// The name that a program gets; none can call it.
 const MAIN: &str = "obo_main";
+
+/// The standard definitions, rewritten once.
+static PRELUDE: LazyLock<Vec<Def<&'static str>>> = LazyLock::new(|| {
+    let rewritten = |def: Def<&'static str>| Def { body: metered(def.body), name: def.name, args: def.args };
+    standard_definitions().into_iter().map(rewritten).collect()
+});
 
 fn parse(source: &str) -> Result<Term<&str>, ProgramError> {
     let tokens = Lexer::new(source).lex().map_err(|errors| {
@@ -628,7 +638,12 @@ fn metered(term: Term<&str>) -> Term<&str> {
             let regex = REGEX.contains(&name);
             let shallow = SHALLOW.contains(&name);
             let native = !shallow && is_native(name, arguments.len());
-            let call = Term::Call(name, arguments.into_iter().map(metered).collect());
+            let argument = |term| match name {
+                // The key is hashed whole.
+                "has" => weighed(metered(term)),
+                _ => metered(term),
+            };
+            let call = Term::Call(name, arguments.into_iter().map(argument).collect());
             match (native, regex) {
                 (true, _) => after_weighing(weighed(call)),
                 (_, true) => bound(Term::Call("!regex", Vec::new()), call),
@@ -716,11 +731,9 @@ fn bound<'s>(left: Term<&'s str>, right: Term<&'s str>) -> Term<&'s str> {
 }
 
 fn is_native(name: &str, arguments: usize) -> bool {
-    thread_local! {
-        static NATIVES: BTreeMap<(&'static str, usize), ()> =
-            natives().map(|(name, arguments, _)| ((name, arguments.len()), ())).collect();
-    }
-    NATIVES.with(|natives| natives.keys().any(|known| *known == (name, arguments)))
+    static NATIVES: LazyLock<Vec<(&str, usize)>> =
+        LazyLock::new(|| natives().map(|(name, arguments, _)| (name, arguments.len())).collect());
+    NATIVES.contains(&(name, arguments))
 }
 
 fn natives() -> impl Iterator<Item = Fun<Metered>> {
@@ -1144,6 +1157,31 @@ mod tests {
         ] {
             // What matters is that this returns.
             let _ = Program::compile(&source, &[]).map(|program| program.run(&json!({}), &[]));
+        }
+    }
+
+    #[test]
+    fn the_deepest_programs_run_on_an_ordinary_stack() {
+        let deep = (0..MAX_VALUE_DEPTH - 1).fold(json!(1), |value, _| json!([value]));
+        for source in [
+            ".|".repeat(95) + ".",
+            ". as $x|".repeat(95) + ".",
+            "try ".repeat(95) + ".",
+            "1+".repeat(95) + "1",
+            ".,".repeat(95) + ".",
+            "if true then ".repeat(95) + "." + &" end".repeat(95),
+            "{a:".repeat(50) + "." + &"}".repeat(50) + " | 1",
+            "first(".repeat(50) + ".." + &")".repeat(50),
+            format!("\"{}\"", "\\(1)".repeat(99)),
+            ".".to_owned() + &"[0]".repeat(99) + "?",
+            "[.. | tojson] | length".to_owned(),
+            "flatten | tostring".to_owned(),
+            ". == [.]".to_owned(),
+            "[..] | sort | unique | group_by(.) | length".to_owned(),
+        ] {
+            let program = Program::compile(&source, &[]).unwrap_or_else(|e| panic!("{source}: {e}"));
+            // What matters is that this returns.
+            let _ = program.run(&deep, &[]);
         }
     }
 

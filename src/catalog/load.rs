@@ -445,6 +445,8 @@ fn matches_pattern(pattern: &str, name: &ToolName) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn client() -> ProviderConfig {
@@ -527,6 +529,137 @@ mod tests {
             }
         }
         assert!(catalog.find("google.sendemail").is_none());
+    }
+
+    fn token_answer(provider: &str, answer: Value) -> Value {
+        let catalog = Catalog::load(&ToolsConfig::default(), &configs(&[])).unwrap();
+        catalog.provider(provider).unwrap().token_answer(answer).unwrap()
+    }
+
+    #[test]
+    fn slack_gives_the_persons_token_and_never_the_bots() {
+        assert_eq!(
+            token_answer(
+                "slack",
+                json!({
+                    "ok": true, "access_token": "xoxb-bot", "token_type": "bot", "scope": "commands",
+                    "authed_user": {"id": "U1", "scope": "chat:write,channels:read", "access_token": "xoxp-me", "token_type": "user"},
+                })
+            ),
+            json!({"access_token": "xoxp-me", "token_type": "bearer", "scope": "chat:write channels:read"})
+        );
+        // A refresh answers with a flat object.
+        assert_eq!(
+            token_answer(
+                "slack",
+                json!({
+                    "ok": true, "access_token": "xoxe.new", "refresh_token": "xoxe-1-r", "expires_in": 43200,
+                    "token_type": "user", "scope": "chat:write",
+                })
+            ),
+            json!({
+                "access_token": "xoxe.new", "refresh_token": "xoxe-1-r", "expires_in": 43200,
+                "token_type": "bearer", "scope": "chat:write",
+            })
+        );
+        for bots in [
+            json!({"ok": true, "access_token": "xoxb-bot", "token_type": "bot", "authed_user": {"id": "U1"}}),
+            json!({"ok": true, "access_token": "xoxb-bot", "token_type": "bot"}),
+            json!({"ok": true}),
+        ] {
+            assert_eq!(token_answer("slack", bots)["error"], "invalid_scope");
+        }
+        for (error, expected) in [
+            ("invalid_refresh_token", "invalid_grant"),
+            ("invalid_code", "invalid_grant"),
+            ("bad_client_secret", "invalid_client"),
+            ("bad_redirect_uri", "bad_redirect_uri"),
+        ] {
+            assert_eq!(token_answer("slack", json!({"ok": false, "error": error}))["error"], expected);
+        }
+    }
+
+    #[test]
+    fn google_scopes_are_named_as_they_were_asked_for() {
+        let answer = token_answer(
+            "google",
+            json!({
+                "access_token": "t",
+                "scope": "https://www.googleapis.com/auth/userinfo.email openid https://www.googleapis.com/auth/gmail.send",
+            }),
+        );
+        assert_eq!(answer["scope"], "email https://www.googleapis.com/auth/gmail.send openid");
+        let error = json!({"error": "invalid_grant", "error_description": "Token has been expired or revoked."});
+        assert_eq!(token_answer("google", error.clone()), error);
+    }
+
+    #[test]
+    fn google_errors_are_told_apart() {
+        use crate::catalog::Fault;
+        let catalog = Catalog::load(&ToolsConfig::default(), &configs(&[])).unwrap();
+        let reason = |reason: &str| json!({"error": {"code": 403, "message": "m", "errors": [{"reason": reason}]}});
+        let detail = |reason: &str| json!({"error": {"code": 403, "details": [{"@type": "x"}, {"reason": reason}]}});
+        for (status, body, expected) in [
+            (401, json!({"error": {"message": "m"}}), Some(Fault::TokenDead)),
+            (403, detail("ACCESS_TOKEN_SCOPE_INSUFFICIENT"), Some(Fault::ScopeMissing)),
+            (403, reason("insufficientPermissions"), Some(Fault::ScopeMissing)),
+            (403, reason("userRateLimitExceeded"), Some(Fault::RateLimited)),
+            (403, reason("forbidden"), None),
+            (403, json!("not an object"), None),
+            (403, json!({"error": "text"}), None),
+            (429, json!(null), Some(Fault::RateLimited)),
+            (410, json!({}), Some(Fault::NotFound)),
+            (500, json!([]), None),
+        ] {
+            let status = http::StatusCode::from_u16(status).unwrap();
+            let verdict = catalog.provider("google").unwrap().judge(status, &http::HeaderMap::new(), &body).unwrap();
+            assert_eq!(verdict.fault, expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn arguments_of_the_built_in_tools_become_their_requests() {
+        let catalog = Catalog::load(&ToolsConfig::default(), &configs(&["google", "slack"])).unwrap();
+        let body = |name: &str, raw: Value| {
+            let Value::Object(raw) = raw else { panic!("not an object") };
+            let tool = catalog.find(name).unwrap();
+            let arguments = tool.arguments(raw).unwrap();
+            let (_, program) = tool.steps()[0].request.body.as_ref().unwrap();
+            program.run(&Value::Object(arguments.as_map().clone()), &[]).unwrap()
+        };
+        assert_eq!(
+            body(
+                "GoogleCalendar.CreateEvent",
+                json!({
+                    "summary": "S", "start": "2026-03-31T14:00:00", "end": "2026-03-31T15:00:00", "time_zone": "Europe/Paris",
+                    "attendees": ["ana@example.com"],
+                })
+            ),
+            json!({
+                "summary": "S",
+                "start": {"dateTime": "2026-03-31T14:00:00", "timeZone": "Europe/Paris"},
+                "end": {"dateTime": "2026-03-31T15:00:00", "timeZone": "Europe/Paris"},
+                "attendees": [{"email": "ana@example.com"}],
+            })
+        );
+        assert_eq!(
+            body("GoogleCalendar.CreateEvent", json!({"summary": "S", "start": "2026-03-31", "end": "2026-04-01"})),
+            json!({"summary": "S", "start": {"date": "2026-03-31"}, "end": {"date": "2026-04-01"}})
+        );
+        assert_eq!(
+            body("Slack.PostMessage", json!({"channel": "C01", "text": "t", "unfurl_links": false})),
+            json!({"channel": "C01", "text": "t", "unfurl_links": false})
+        );
+        let mail = body("Google.SendEmail", json!({"to": ["ana@example.com"], "subject": "S", "thread_id": "t1"}));
+        assert_eq!(mail["threadId"], "t1");
+        assert!(mail["raw"].is_string());
+        // The largest attachment that a message of 25 MB has room for.
+        let content = "QUJD".repeat(23 * 1024 * 1024 / 4);
+        let largest = json!({
+            "to": ["ana@example.com"], "subject": "S", "thread_id": "t1",
+            "attachments": [{"filename": "f", "content_base64": content}],
+        });
+        assert!(body("Google.SendEmail", largest)["raw"].as_str().unwrap().len() > 30 * 1024 * 1024);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
@@ -174,16 +175,26 @@ impl TokenEndpoint for FakeProvider {
     }
 }
 
-/// A store whose writes fail while a test says so.
+/// A store whose writes fail while a test says so, and that counts leases and reads.
 struct Flaky {
     inner: SqliteStore,
     failing_writes: Mutex<u32>,
+    leases: AtomicU32,
+    reads: AtomicU32,
+}
+
+impl Flaky {
+    fn over(inner: SqliteStore) -> Arc<Self> {
+        Arc::new(Self { inner, failing_writes: Mutex::new(0), leases: AtomicU32::new(0), reads: AtomicU32::new(0) })
+    }
 }
 
 #[async_trait::async_trait]
 impl Store for Flaky {
     async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError> {
-        self.inner.get(table, key).await
+        let record = self.inner.get(table, key).await;
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        record
     }
     async fn owned(&self, table: Table, owner: &RecordKey) -> Result<Vec<Record>, StoreError> {
         self.inner.owned(table, owner).await
@@ -208,6 +219,7 @@ impl Store for Flaky {
         self.inner.prune(now).await
     }
     async fn lease(&self, name: &RecordKey, wait: Duration) -> Result<Option<Lease>, StoreError> {
+        self.leases.fetch_add(1, Ordering::SeqCst);
         self.inner.lease(name, wait).await
     }
 }
@@ -391,11 +403,14 @@ async fn a_token_is_refreshed_beside_before_it_ends_and_first_after_it() {
     assert_eq!(bench.head(&safe, &grant).await.generation, 3);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn two_hundred_callers_are_one_request() {
     let bench = Bench::new(Rotation::Strict);
-    let safe = bench.safe();
+    let store = Flaky::over(open_store(bench.dir.path()));
+    let safe = bench.safe_over(Arc::clone(&store) as Arc<dyn Store>);
     let grant = bench.connect(&safe).await;
+    let count = || (store.leases.load(Ordering::SeqCst), store.reads.load(Ordering::SeqCst));
+    let before = count();
     bench.clock.advance(LIFE);
     bench.provider.next(&[Fault::Slow]);
     let callers: Vec<_> = (0..200)
@@ -404,11 +419,16 @@ async fn two_hundred_callers_are_one_request() {
             tokio::spawn(async move { safe.token(&grant, upstream, None).await.map(|t| t.expose().to_owned()) })
         })
         .collect();
+    // Every caller has read the expired token, and the refresh has read it again: nobody is late.
+    while count().1 < before.1 + 201 {
+        tokio::task::yield_now().await;
+    }
     bench.provider.gate.add_permits(1);
     for caller in callers {
         assert_eq!(caller.await.unwrap().unwrap(), "access-0-2");
     }
     assert_eq!((bench.provider.requests(), bench.provider.lost()), (1, 0));
+    assert_eq!(count().0 - before.0, 1, "and one of them waits for the lease");
 }
 
 /// The caller goes away at every point where it can.
@@ -645,25 +665,20 @@ async fn disconnecting_revokes_waits_for_a_refresh_and_removes() {
     let grant = bench.connect(&safe).await;
     bench.clock.advance(LIFE);
     bench.provider.next(&[Fault::Slow]);
-    let refreshing = bench.token(&safe, &grant);
-    let other = bench.safe();
-    let disconnecting = other.disconnect(&grant, bench.upstream());
-    let both = async { tokio::join!(refreshing, disconnecting) };
-    let open = async {
-        // The refresh is at the provider, so it holds the lease.
-        while bench.provider.requests() == 0 {
-            tokio::task::yield_now().await;
-        }
-        bench.provider.gate.add_permits(1);
-    };
-    match tokio::join!(both, open).0 {
-        (Ok(_), Ok(Revocation::Revoked)) => {
-            // The newest tokens, not those that were there when it was asked for.
-            assert_eq!(bench.provider.state().revoked, ["refresh-0-2", "access-0-2"]);
-        }
-        // The disconnect came first: then the refresh found nothing, and would have waited for ever above.
-        _ => panic!("both must succeed"),
+    let mut refreshing = Box::pin(bench.token(&safe, &grant));
+    // Until the refresh is at the provider, and so holds the lease.
+    while bench.provider.requests() == 0 {
+        assert!(futures::poll!(refreshing.as_mut()).is_pending());
+        tokio::task::yield_now().await;
     }
+    let other = bench.safe();
+    let mut disconnecting = Box::pin(other.disconnect(&grant, bench.upstream()));
+    assert!(futures::poll!(disconnecting.as_mut()).is_pending());
+    bench.provider.gate.add_permits(1);
+    let (refreshed, disconnected) = tokio::join!(refreshing, disconnecting);
+    assert_eq!((refreshed.unwrap().as_str(), disconnected.unwrap()), ("access-0-2", Revocation::Revoked));
+    // The newest tokens, not those that were there when it was asked for.
+    assert_eq!(bench.provider.state().revoked, ["refresh-0-2", "access-0-2"]);
     assert!(needs_consent(bench.token(&safe, &grant).await));
     assert!(safe.grants(&person("alice")).await.unwrap().is_empty());
     let again = safe.disconnect(&grant, bench.upstream()).await.unwrap_err();
@@ -673,7 +688,7 @@ async fn disconnecting_revokes_waits_for_a_refresh_and_removes() {
 #[tokio::test]
 async fn a_rotated_token_outlives_a_store_that_fails() {
     let bench = Bench::new(Rotation::Strict);
-    let store = Arc::new(Flaky { inner: open_store(bench.dir.path()), failing_writes: Mutex::new(0) });
+    let store = Flaky::over(open_store(bench.dir.path()));
     let safe = bench.safe_over(Arc::clone(&store) as Arc<dyn Store>);
     let grant = bench.connect(&safe).await;
     bench.clock.advance(LIFE);
@@ -717,15 +732,15 @@ fn an_interrupted_refresh_is_taken_up_at_once_with_the_same_token() {
         let grant = first.block_on(async {
             let safe = bench.safe();
             let grant = bench.connect(&safe).await;
-            // The old token has life left, and still the refresh must not wait for its end.
-            bench.clock.advance(LIFE - Duration::from_secs(60));
+            // The old token has all its life left, and still the refresh must not wait for its end.
             bench.provider.next(&[Fault::Slow]);
-            bench.token(&safe, &grant).await.unwrap();
+            let mut caller = Box::pin(bench.after_rejection(&safe, &grant, "access-0-1"));
             while bench.provider.requests() == 0 {
+                assert!(futures::poll!(caller.as_mut()).is_pending());
                 tokio::task::yield_now().await;
             }
             assert!(bench.head(&safe, &grant).await.refreshing_since.is_some(), "the intent is durable");
-            grant
+            grant.clone()
         });
         drop(first); // Ends the flight as death would: nothing more runs, the lease is free.
 
@@ -754,15 +769,27 @@ async fn records_moved_or_edited_open_for_nobody() {
     let store: Arc<dyn Store> = Arc::new(open_store(bench.dir.path()));
     let safe = bench.safe_over(Arc::clone(&store));
     let grant = bench.connect(&safe).await;
-    let answer = bench.provider.consent();
-    safe.deposit(person("bob"), terms(), account("1"), answer, scopes(&["mail"])).await.unwrap();
+    for (who, which) in [("alice", "2"), ("bob", "1")] {
+        let answer = bench.provider.consent();
+        safe.deposit(person(who), terms(), account(which), answer, scopes(&["mail"])).await.unwrap();
+    }
+    let records = store.scan(Table::Grant, None, 10).await.unwrap();
+    let owner_of_two = records.iter().map(|r| r.owner).find(|o| records.iter().filter(|r| r.owner == *o).count() == 2);
+    let (alices, bobs): (Vec<_>, Vec<_>) = records.iter().cloned().partition(|r| Some(r.owner) == owner_of_two);
 
-    let mut records = store.scan(Table::Grant, None, 10).await.unwrap();
-    let swapped = records[0].sealed.clone();
-    records[0].sealed = std::mem::replace(&mut records[1].sealed, swapped);
-    store.apply(records.into_iter().map(Write::Replace).collect()).await.unwrap();
-    for who in ["alice", "bob"] {
+    // Another person's tokens, and those of the same person's other account.
+    for (into, from) in [(&alices[0], &bobs[0]), (&bobs[0], &alices[0]), (&alices[0], &alices[1])] {
+        let moved = Record { sealed: from.sealed.clone(), ..into.clone() };
+        store.apply(vec![Write::Put(moved)]).await.unwrap();
+        let who = if into.owner == bobs[0].owner { "bob" } else { "alice" };
         assert_eq!(safe.grants(&person(who)).await.unwrap_err().code, Code::VaultUnavailable);
+        store.apply(vec![Write::Put(into.clone())]).await.unwrap();
+        safe.grants(&person(who)).await.unwrap();
+    }
+    for alice in &alices {
+        let mut cut = alice.clone();
+        cut.sealed.pop();
+        store.apply(vec![Write::Put(cut)]).await.unwrap();
     }
     assert_eq!(failed(bench.token(&safe, &grant).await).code, Code::VaultUnavailable);
 

@@ -26,8 +26,11 @@ impl Folder {
             let mut name = database.clone().into_os_string();
             name.push(beside);
             let path = PathBuf::from(name);
-            if path.symlink_metadata().is_ok() {
-                check(&path, Kind::File)?;
+            // They come and go with the last process that has the database open.
+            match path.symlink_metadata() {
+                Ok(found) => check_found(&path, &found, Kind::File)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("look at", &path, &error)),
             }
         }
         Ok(folder)
@@ -77,9 +80,13 @@ fn create_file(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Refuses what others could read or have planted, as ssh does with its keys.
 fn check(path: &Path, kind: Kind) -> Result<(), StoreError> {
     let found = path.symlink_metadata().map_err(|error| failed("look at", path, &error))?;
+    check_found(path, &found, kind)
+}
+
+/// Refuses what others could read or have planted, as ssh does with its keys.
+fn check_found(path: &Path, found: &std::fs::Metadata, kind: Kind) -> Result<(), StoreError> {
     let unusable = |what: String| Err(StoreError::Unusable(format!("{} {what}", path.display())));
     if found.is_symlink() {
         return unusable("is a symbolic link; name the real data folder with --data-dir".to_owned());

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
+use super::Grant;
 use super::head::Head;
 use super::refresh::{Cooling, Flights};
 use super::upstream::{Terms, Upstream};
-use super::{Grant, Revocation};
 use crate::clock::SharedClock;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId};
 use crate::keys::{Context, Keys, OpenKeys};
-use crate::oauth::{Account, TokenAnswer};
+use crate::oauth::{Account, Revocation, TokenAnswer};
 use crate::store::{Lease, Record, RecordKey, Store, StoreError, Table, Write};
 
 /// How long a grant may be held by another process: a refresh that waits for a slow provider.

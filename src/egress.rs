@@ -509,16 +509,18 @@ mod tests {
     #[tokio::test]
     async fn plain_http_and_credentials_in_urls_are_refused() {
         let open = Scripted::new(&[&["127.0.0.1:0"]]);
-        let written: Vec<Url> = ["http://a.example/", "https://a.example/", "http://localhost:1/"]
-            .iter()
-            .map(|url| Url::parse(url).unwrap())
-            .collect();
+        let written: Vec<Url> =
+            ["http://a.example/", "https://a.example/"].iter().map(|url| Url::parse(url).unwrap()).collect();
         let egress = egress(&written, open);
         for url in ["http://a.example/", "https://u:p@a.example/", "https://u@a.example/", "ftp://a.example/"] {
             assert!(matches!(get(&egress, url).await, Err(EgressError::Forbidden(_))), "{url}");
         }
-        // Loopback that was written is tried, and nobody listens on port 1.
-        assert!(matches!(get(&egress, "http://localhost:1/").await, Err(EgressError::Unreachable(_))));
+        // Loopback that was written is tried; the connection is refused.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://localhost:{}/", socket.local_addr().unwrap().port());
+        let egress = self::egress(&[Url::parse(&url).unwrap()], Scripted::new(&[&["127.0.0.1:0"]]));
+        assert!(matches!(get(&egress, &url).await, Err(EgressError::Unreachable(_))));
     }
 
     #[tokio::test]
@@ -583,9 +585,10 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_there_is_told_apart_from_nothing_heard() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = Url::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
-        drop(listener);
+        // Bound, so that nobody else gets the port, but not listening.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = Url::parse(&format!("http://{}/", socket.local_addr().unwrap())).unwrap();
         let egress = egress(std::slice::from_ref(&url), Scripted::new(&[&["127.0.0.1:0"]]));
         assert!(matches!(get(&egress, url.as_str()).await, Err(EgressError::Unreachable(_))));
     }

@@ -342,3 +342,43 @@ fn bounded_groups(groups: Vec<String>) -> Result<Vec<String>, &'static str> {
 fn store_failure(error: StoreError) -> Failure {
     Failure::new(Code::VaultUnavailable, "obo cannot read or write its store; see `obo doctor`").because(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::{Fixture, bearer, bearer_for};
+    use super::*;
+
+    #[test]
+    fn the_form_of_a_bearer_decides_who_looks_at_it() {
+        let form = |text: &str, user: bool| bearer_form(&Secret::new(text), user);
+        assert_eq!(form("obo_x", false), Ok(BearerForm::OboToken));
+        assert_eq!(form("obo_a.b.c", false), Ok(BearerForm::OboToken));
+        assert_eq!(form("a.b.c", false), Ok(BearerForm::Jwt));
+        assert_eq!(form("a.b.c", true), Ok(BearerForm::ApplicationKey));
+        assert_eq!(form("key", true), Ok(BearerForm::ApplicationKey));
+        assert_eq!(form("", true), Err(IdentityError::Missing));
+        assert_eq!(form("", false), Err(IdentityError::Missing));
+        for (text, user) in [("obo_x", true), ("key", false), ("a.b", false), ("a.b.c.d.e", false)] {
+            assert!(matches!(form(text, user), Err(IdentityError::Invalid { .. })), "{text}");
+        }
+        assert!(form(&".".repeat(MAX_BEARER_BYTES + 1), false).is_err());
+    }
+
+    #[tokio::test]
+    async fn causes_never_hold_the_credential() {
+        let test = Fixture::new(Config::default());
+        for credential in [
+            bearer("c4nary"),
+            bearer("obo_c4nary"),
+            bearer(&format!("obo_c4nary{}", "A".repeat(37))),
+            bearer("c4nary.c4nary.c4nary"),
+            bearer("eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJjNG5hcnkifQ.c4nary"),
+            bearer_for("c4nary", "alice"),
+            bearer_for(&format!("oboapp_shop_c4nary{}", "A".repeat(37)), "alice"),
+        ] {
+            let error = test.identity.authenticate(&credential).await.unwrap_err();
+            assert!(matches!(error, IdentityError::Invalid { .. }), "{error}");
+            assert!(!format!("{error} {error:?}").contains("c4nary"), "{error}");
+        }
+    }
+}

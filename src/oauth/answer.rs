@@ -35,11 +35,11 @@ pub fn parse_token_answer(status: u16, body: &[u8]) -> Result<TokenAnswer, Oauth
 /// The JSON of an answer, before a manifest's program has seen it.
 pub(super) fn read(status: u16, body: &[u8]) -> Result<Value, OauthError> {
     match status {
-        200..=299 => {}
-        // Never followed: the request carried a secret. "Wait" and "come again" are not refusals either.
-        300..=399 | 408 | 425 | 429 => return Err(unavailable(format!("status_{status}"))),
-        400..=499 => {}
-        // Even with a proper error in it, a 5xx (or nonsense) says that the server is not itself.
+        // "Wait" and "come again" are not refusals.
+        408 | 425 | 429 => return Err(unavailable(format!("status_{status}"))),
+        200..=299 | 400..=499 => {}
+        // Redirects are never followed: the request carried a secret. And even with a proper error in it, a 5xx says
+        // that the server is not itself.
         _ => return Err(unavailable(format!("status_{status}"))),
     }
     // The content type is not asked: some providers send JSON as text, and HTML does not parse.

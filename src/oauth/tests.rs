@@ -1,6 +1,7 @@
 //! OAuth against a token endpoint that keeps what it was sent, and that can be evil.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
@@ -247,7 +248,10 @@ async fn what_was_not_sent_is_told_apart() {
     let stub = idle().await;
     let oauth = oauth(&stub);
     // Not written in the configuration, and private.
-    let elsewhere = provider(&Url::parse("http://127.0.0.1:1/").unwrap(), "");
+    // Bound, so that nobody else gets the port, but not listening.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let elsewhere = provider(&Url::parse(&format!("http://{}/", socket.local_addr().unwrap())).unwrap(), "");
     let error = oauth.refresh(&elsewhere, &Secret::new("rt")).await.err().unwrap();
     assert!(matches!(error, OauthError::Unavailable(code) if code == "forbidden_address"));
     let unreachable =
@@ -345,6 +349,69 @@ async fn the_account_is_asked_for_with_the_new_token() {
     }
     let error = oauth.account(&provider, &Secret::new("dead")).await.unwrap_err();
     assert!(matches!(error, OauthError::Refused(code) if code == "status_401"));
+}
+
+#[tokio::test]
+async fn no_log_and_no_error_has_a_secret() {
+    let stub = Stub::start(|asked| match asked.body.contains("c4nary-code") {
+        true => Reply::json(400, r#"{"error":"invalid_grant c4nary-code","error_description":"c4nary-token"}"#),
+        false => Reply::json(200, r#"{"access_token":"c4nary-token","refresh_token":"c4nary-refresh"}"#),
+    })
+    .await;
+    let oauth = oauth(&stub);
+    let client = Some(("the client", Some("c4nary-secret")));
+    let at = |base: Url| {
+        let more = format!("client_auth = 'basic'\nrevoke = {{ url = '{base}revoke' }}");
+        provider_with(&base, &more, client)
+    };
+    let (provider, unreachable) = (at(stub.url("/")), at(Url::parse("http://127.0.0.1:1/").unwrap()));
+    let (log, errors) = captured(async {
+        let secret = |text: &str| Secret::new(text);
+        let mut errors = Vec::new();
+        errors.extend(
+            oauth
+                .exchange(&provider, &secret("c4nary-code"), Some(&secret("c4nary-verifier")), &redirect_uri())
+                .await
+                .err(),
+        );
+        assert!(oauth.refresh(&provider, &secret("c4nary-refresh")).await.is_ok());
+        errors.extend(oauth.refresh(&unreachable, &secret("c4nary-refresh")).await.err());
+        errors.extend(oauth.account(&provider, &secret("c4nary-token")).await.err());
+        oauth.revoke(&provider, &secret("c4nary-token")).await;
+        oauth.revoke(&unreachable, &secret("c4nary-token")).await;
+        format!("{errors:?} {}", errors.iter().map(ToString::to_string).collect::<String>())
+    })
+    .await;
+    assert!(log.contains("a revocation got no answer"), "{log}");
+    for text in [log, errors] {
+        assert!(!text.is_empty() && !text.contains("c4nary"), "{text}");
+    }
+}
+
+/// Runs a future and gives what was logged meanwhile, at every level.
+async fn captured<T>(future: impl Future<Output = T>) -> (String, T) {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let result = future.await;
+    drop(guard);
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    (text, result)
 }
 
 /// The vault refreshes in a task of its own.

@@ -1,3 +1,127 @@
-//! Ways in: MCP over stdio and HTTP, and the pages a person sees. Only here are `rmcp` and `axum` imported.
+//! MCP over stdio and HTTP, and the pages a person sees.
+//!
+//! The only module that knows `rmcp` and `axum`. It turns what arrives into a [`Credential`] and a [`Request`], hands
+//! both to a [`Service`], and writes the [`Outcome`] in the shape that the client's protocol revision has for it.
+//!
+//! - [`config`]: the `[server]` section of obo.toml.
+//! - [`frame`]: what is read of a message before the protocol layer sees it: size, depth, shape.
 
+use std::future::Future;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::call::{Obo, Outcome, Request};
+use crate::catalog::{Effect, Tool};
+use crate::id::{Person, ToolName};
+use crate::identity::{Credential, IdentityError, Subject};
+
+pub mod config;
+pub mod frame;
 pub mod pages;
+pub mod signal;
+
+pub use config::{Config, ConfigError, ConsentDelivery, ConsentWait, ToolNames};
+pub use frame::parse_frame;
+
+/// Longest that calls under way may take to finish once obo is told to stop.
+pub const SHUTDOWN_GRACE: std::time::Duration = std::time::Duration::from_secs(25);
+
+/// What the transports need from the product. [`Obo`] is the one that counts; tests bring others.
+pub trait Service: Send + Sync + 'static {
+    /// Who is calling, once that is proven.
+    type Caller: Caller;
+
+    /// Says who is calling. Asked again for every request: neither a connection nor a session is a proof of identity.
+    fn authenticate(&self, credential: &Credential)
+    -> impl Future<Output = Result<Self::Caller, IdentityError>> + Send;
+
+    /// The tools that a caller may see.
+    fn tools(&self, caller: &Self::Caller) -> Vec<Listing>;
+
+    /// One tool that a caller may see, by either spelling of its name.
+    fn tool(&self, caller: &Self::Caller, name: &str) -> Option<Listing>;
+
+    /// Makes a call.
+    ///
+    /// # Cancellation
+    /// The transports drop this future when the client withdraws the request; the call itself must go on to its end.
+    fn call(&self, caller: &Self::Caller, request: Request) -> impl Future<Output = Outcome> + Send;
+}
+
+/// A caller whose identity was proven.
+pub trait Caller: Clone + Send + Sync + 'static {
+    /// Who it is. Sessions are bound to this.
+    fn person(&self) -> &Person;
+}
+
+/// What clients are shown of a tool.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// `Google.SendEmail`.
+    pub name: ToolName,
+    /// For people.
+    pub title: String,
+    /// For the model that chooses.
+    pub description: String,
+    /// The JSON Schema of the arguments.
+    pub input: Arc<Map<String, Value>>,
+    /// What a call does to the world.
+    pub effect: Effect,
+    /// Whether calling twice does no more than calling once.
+    pub idempotent: bool,
+}
+
+impl Service for Obo {
+    type Caller = Subject;
+
+    async fn authenticate(&self, credential: &Credential) -> Result<Subject, IdentityError> {
+        Obo::authenticate(self, credential).await
+    }
+
+    fn tools(&self, caller: &Subject) -> Vec<Listing> {
+        Obo::tools(self, caller).iter().map(|tool| Listing::from(&**tool)).collect()
+    }
+
+    fn tool(&self, caller: &Subject, name: &str) -> Option<Listing> {
+        Obo::tool(self, caller, name).map(|tool| Listing::from(&*tool))
+    }
+
+    async fn call(&self, caller: &Subject, request: Request) -> Outcome {
+        Obo::call(self, caller, request).await
+    }
+}
+
+impl Caller for Subject {
+    fn person(&self) -> &Person {
+        Subject::person(self)
+    }
+}
+
+impl From<&Tool> for Listing {
+    fn from(tool: &Tool) -> Self {
+        Self {
+            name: tool.name.clone(),
+            title: tool.title.clone(),
+            description: tool.description.clone(),
+            input: tool.input.clone(),
+            effect: tool.effect,
+            idempotent: tool.idempotent,
+        }
+    }
+}
+
+/// The settings that change what clients see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// How `tools/list` spells names.
+    pub tool_names: ToolNames,
+    /// What a call that needs consent returns.
+    pub consent_delivery: ConsentDelivery,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        Self { tool_names: config.tool_names, consent_delivery: config.consent_delivery }
+    }
+}

@@ -5,6 +5,9 @@
 //!
 //! - [`config`]: the `[server]` section of obo.toml.
 //! - [`frame`]: what is read of a message before the protocol layer sees it: size, depth, shape.
+//! - [`delivery`]: what a call that needs consent returns, by revision and client.
+//! - `mcp`: the protocol's methods, shared by every transport.
+//! - [`stdio`]: the transport.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,9 +20,13 @@ use crate::id::{Person, ToolName};
 use crate::identity::{Credential, IdentityError, Subject};
 
 pub mod config;
+pub mod delivery;
+mod drain;
 pub mod frame;
 pub mod pages;
+mod mcp;
 pub mod signal;
+pub mod stdio;
 
 pub use config::{Config, ConfigError, ConsentDelivery, ConsentWait, ToolNames};
 pub use frame::parse_frame;

@@ -1,0 +1,288 @@
+//! The protocol's methods, shared by stdio, Streamable HTTP and HTTP+SSE.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use rmcp::model::{
+    CacheScope, CallToolRequestParams, CallToolResponse, ClientCapabilities, DiscoverResult, Implementation,
+    ListToolsResult, MetaObject, PaginatedRequestParams, ProtocolVersion, ServerCapabilities, ServerConfig, Tool,
+    ToolAnnotations,
+};
+use rmcp::service::RequestContext;
+use rmcp::{ErrorData, RoleServer, ServerHandler};
+use serde_json::Value;
+
+use super::config::ToolNames;
+use super::delivery::{CONSENT_KEY_PREFIX, Recipient, deliver};
+use super::{Listing, Service, Settings};
+use crate::call::{Request, Resume};
+use crate::catalog::Effect;
+use crate::identity::{Credential, IdentityError};
+
+/// How long clients may keep the tool list, in milliseconds (2026-07-28, Caching). Policies and catalogs change.
+const LIST_TTL_MS: u64 = 60_000;
+
+/// Longest `requestState` that is looked at, in bytes. Sealed ones are a fraction of this.
+const MAX_REQUEST_STATE_BYTES: usize = 8 * 1024;
+
+/// Most characters of a client's name and version that are kept.
+const MAX_ACTOR_CHARS: usize = 200;
+
+const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
+
+const INSTRUCTIONS: &str = "Each tool acts on a service, such as a mailbox or a calendar, as the user who is signed \
+    in, with that user's own permission. A call to a service that the user has not connected yet returns a link, \
+    which the user opens in a browser to connect it.";
+
+tokio::task_local! {
+    /// The caller of the HTTP request being served, for [`ServerHandler::get_tool`], which is given no context.
+    static CALLER: Arc<dyn Any + Send + Sync>;
+}
+
+/// Runs `work` with its caller known to [`Mcp::get_tool`].
+pub(super) async fn with_caller<C: Send + Sync + 'static, T>(caller: C, work: impl Future<Output = T>) -> T {
+    CALLER.scope(Arc::new(caller), work).await
+}
+
+/// The handler. One is made for every session and every stateless request, so it is cheap to clone.
+pub(super) struct Mcp<S> {
+    service: Arc<S>,
+    who: Who,
+    settings: Settings,
+    newest: ProtocolVersion,
+}
+
+/// Where a request's caller comes from.
+#[derive(Clone)]
+pub(super) enum Who {
+    /// The HTTP request that carried the message; the layer in front of rmcp has put the caller there.
+    Request,
+    /// The process itself: one credential, authenticated again for every call.
+    Process(Credential),
+}
+
+impl<S> Clone for Mcp<S> {
+    fn clone(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            who: self.who.clone(),
+            settings: self.settings,
+            newest: self.newest.clone(),
+        }
+    }
+}
+
+impl<S: Service> Mcp<S> {
+    pub(super) fn new(service: Arc<S>, who: Who, settings: Settings) -> Self {
+        Self { service, who, settings, newest: ProtocolVersion::LATEST }
+    }
+
+    /// Speaks the revisions that have an `initialize` handshake only.
+    pub(super) fn with_handshake_only(mut self) -> Self {
+        self.newest = ProtocolVersion::LATEST_WITH_INITIALIZE;
+        self
+    }
+
+    async fn caller(&self, context: &RequestContext<RoleServer>) -> Result<S::Caller, ErrorData> {
+        match &self.who {
+            Who::Request => context
+                .extensions
+                .get::<http::request::Parts>()
+                .and_then(|parts| parts.extensions.get::<S::Caller>())
+                .cloned()
+                // Only a defect in the layers gets here, and it must not become an anonymous call.
+                .ok_or_else(|| ErrorData::internal_error("the request has no caller", None)),
+            Who::Process(credential) => self.service.authenticate(credential).await.map_err(|error| {
+                tracing::warn!(cause = %error, "identity.refused");
+                let text = match error {
+                    IdentityError::Unavailable { .. } => "the user could not be identified now; call again in a moment",
+                    _ => "the user that this server runs for is not known; its log says why",
+                };
+                ErrorData::internal_error(text, None)
+            }),
+        }
+    }
+
+    fn tool(&self, listing: &Listing) -> Tool {
+        let name = match self.settings.tool_names {
+            ToolNames::Underscore => listing.name.underscored(),
+            ToolNames::Dotted => listing.name.to_string(),
+        };
+        let annotations = ToolAnnotations::from_raw(
+            // 2025-03-26 has a title nowhere else.
+            Some(listing.title.clone()),
+            Some(listing.effect == Effect::Read),
+            Some(listing.effect == Effect::Destructive),
+            Some(listing.idempotent),
+            Some(true),
+        );
+        let mut meta = MetaObject::new();
+        meta.insert("obo/name".to_owned(), Value::from(listing.name.as_str()));
+        Tool::new(name, listing.description.clone(), listing.input.clone())
+            .with_title(listing.title.clone())
+            .with_annotations(annotations)
+            .with_meta(meta)
+    }
+}
+
+impl<S: Service> ServerHandler for Mcp<S> {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+            .with_server_info(implementation())
+            .with_instructions(INSTRUCTIONS)
+            // What `initialize` falls back to; 2026-07-28 has no handshake.
+            .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE)
+    }
+
+    fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
+        Cow::Borrowed(ProtocolVersion::known_up_to(&self.newest))
+    }
+
+    async fn discover(&self, _context: RequestContext<RoleServer>) -> Result<DiscoverResult, ErrorData> {
+        let versions = self.supported_protocol_versions().into_owned();
+        Ok(DiscoverResult::from_server_info(versions, self.get_info())
+            .with_ttl_ms(LIST_TTL_MS)
+            .with_cache_scope(CacheScope::Private))
+    }
+
+    /// For the check of `Mcp-Param-*` headers (2026-07-28, Transports §Standard Request Headers), which runs before
+    /// the call and with no context.
+    fn get_tool(&self, name: &str) -> Option<Tool> {
+        let caller = CALLER.try_with(Clone::clone).ok()?.downcast::<S::Caller>().ok()?;
+        self.service.tool(&caller, name).map(|listing| self.tool(&listing))
+    }
+
+    async fn list_tools(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        // Everything is on one page, so no cursor was ever given out. An empty one is the beginning.
+        if request.and_then(|page| page.cursor).is_some_and(|cursor| !cursor.is_empty()) {
+            return Err(ErrorData::invalid_params("this cursor is not known; list again without one", None));
+        }
+        let caller = self.caller(&context).await?;
+        let mut tools: Vec<Tool> = self.service.tools(&caller).iter().map(|listing| self.tool(listing)).collect();
+        tools.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut result = ListToolsResult::with_all_items(tools);
+        if is_modern(&context) {
+            result = result.with_ttl_ms(LIST_TTL_MS).with_cache_scope(CacheScope::Private);
+            add_server_info(&mut result.meta);
+        }
+        Ok(result)
+    }
+
+    async fn call_tool(
+        &self,
+        params: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let caller = self.caller(&context).await?;
+        let resume = resume(&params)?;
+        let to = Recipient {
+            revision: context.protocol_version(),
+            url_elicitation: has_url_elicitation(context.client_capabilities().as_ref()),
+            consent_delivery: self.settings.consent_delivery,
+            refused: resume.as_ref().is_some_and(|resume| resume.refused),
+            tool: params.name.to_string(),
+        };
+        let request = Request {
+            tool: params.name.into_owned(),
+            arguments: params.arguments.unwrap_or_default(),
+            actor: actor(context.client_info()),
+            resume,
+        };
+        let outcome = tokio::select! {
+            outcome = self.service.call(&caller, request) => outcome,
+            // Nobody reads the answer of a request that was withdrawn; what was begun goes on without us.
+            () = context.ct.cancelled() => return Err(ErrorData::internal_error("the request was withdrawn", None)),
+        };
+        let mut delivered = deliver(outcome, &to)?;
+        if is_modern(&context) {
+            match &mut delivered {
+                CallToolResponse::Complete(result) => add_server_info(&mut result.meta),
+                CallToolResponse::InputRequired(result) => add_server_info(&mut result.meta),
+                _ => {}
+            }
+        }
+        Ok(delivered)
+    }
+}
+
+/// Whether a client declared URL elicitation. An empty `elicitation` means forms only (2025-11-25, Elicitation
+/// §Capabilities).
+pub(super) fn has_url_elicitation(capabilities: Option<&ClientCapabilities>) -> bool {
+    capabilities.and_then(|all| all.elicitation.as_ref()).is_some_and(|elicitation| elicitation.url.is_some())
+}
+
+fn implementation() -> Implementation {
+    Implementation::new("obo", env!("CARGO_PKG_VERSION")).with_title("obo: tools that act on the user's behalf")
+}
+
+fn is_modern(context: &RequestContext<RoleServer>) -> bool {
+    context.protocol_version().is_some_and(|revision| !revision.has_initialize())
+}
+
+/// 2026-07-28, Basic §`_meta`: servers identify themselves on every result.
+fn add_server_info(meta: &mut Option<MetaObject>) {
+    if let Ok(info) = serde_json::to_value(implementation()) {
+        meta.get_or_insert_default().insert(SERVER_INFO_KEY.to_owned(), info);
+    }
+}
+
+/// What a retry carries (2026-07-28, MRTR). Nothing in it is believed: the state is opened by the product, and an
+/// `accept` only means that the person was shown the link.
+fn resume(params: &CallToolRequestParams) -> Result<Option<Resume>, ErrorData> {
+    let Some(state) = &params.request_state else { return Ok(None) };
+    if state.len() > MAX_REQUEST_STATE_BYTES {
+        return Err(ErrorData::invalid_params("requestState is too long; call the tool again without it", None));
+    }
+    let refused = params.input_responses.iter().flatten().any(|(key, response)| {
+        key.starts_with(CONSENT_KEY_PREFIX)
+            && matches!(response.get("action").and_then(Value::as_str), Some("decline" | "cancel"))
+    });
+    Ok(Some(Resume { state: state.clone(), refused }))
+}
+
+/// Client name and version, as the client says: shown and recorded, never trusted.
+fn actor(client: Option<Implementation>) -> String {
+    let Some(client) = client else { return "unknown client".to_owned() };
+    let text = format!("{} {}", client.name, client.version);
+    text.chars().filter(|c| !c.is_control()).take(MAX_ACTOR_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn params(value: Value) -> CallToolRequestParams {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_retry_is_refused_when_the_consent_was() {
+        for (responses, refused) in [
+            (json!({"consent:google": {"action": "accept"}}), false),
+            (json!({"consent:google": {"action": "decline"}}), true),
+            (json!({"consent:google": {"action": "cancel"}}), true),
+            (json!({"other": {"action": "decline"}}), false),
+            (json!({"consent:google": "decline"}), false),
+            (json!({}), false),
+        ] {
+            let call = params(json!({"name": "x", "requestState": "s", "inputResponses": responses.clone()}));
+            assert_eq!(resume(&call).unwrap().unwrap().refused, refused, "{responses}");
+        }
+        assert!(resume(&params(json!({"name": "x"}))).unwrap().is_none());
+        assert!(resume(&params(json!({"name": "x", "requestState": "s".repeat(8193)}))).is_err());
+    }
+
+    #[test]
+    fn an_actor_is_one_bounded_line() {
+        let client = Implementation::new("evil\nclient", "9".repeat(500));
+        let actor = actor(Some(client));
+        assert!(actor.starts_with("evilclient 9") && actor.chars().count() == MAX_ACTOR_CHARS, "{actor}");
+    }
+}

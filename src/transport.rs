@@ -7,7 +7,7 @@
 //! - [`frame`]: what is read of a message before the protocol layer sees it: size, depth, shape.
 //! - [`delivery`]: what a call that needs consent returns, by revision and client.
 //! - `mcp`: the protocol's methods, shared by every transport.
-//! - [`stdio`]: the transport.
+//! - [`stdio`], [`http`]: the transports.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ pub mod delivery;
 mod drain;
 pub mod frame;
 pub mod pages;
+pub mod http;
 mod mcp;
 pub mod signal;
 pub mod stdio;

@@ -1,0 +1,407 @@
+//! MCP over HTTP: Streamable HTTP at `/mcp`, the older HTTP+SSE at `/sse` and `/messages`.
+//!
+//! The order of the checks is the order of [`router`] and of `Endpoint::serve`: `Host`; `Origin`; bearer; body size,
+//! time and shape; session and its person; and only then the protocol layer. The body is read after the bearer was
+//! accepted, so that strangers cannot make this process hold their megabytes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use futures::StreamExt as _;
+use http::request::Parts;
+use http::{HeaderMap, Method, StatusCode, header};
+use rmcp::model::ProtocolVersion;
+use rmcp::transport::streamable_http_server::{SessionManager as _, StreamableHttpServerConfig, StreamableHttpService};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use super::frame::{Frame, FrameError, Message, parse_frame};
+use super::mcp::{Mcp, Who, with_caller};
+use super::{Caller as _, Config, Service, Settings};
+
+mod answer;
+mod batch;
+pub mod bearer;
+mod connection;
+pub mod health;
+pub mod limits;
+mod metadata;
+mod origin;
+mod resume;
+mod session;
+mod sse;
+
+use answer::{no_such_session, refuse, retry_after};
+pub use connection::serve;
+pub use health::Ready;
+use limits::{BODY_TIMEOUT, MAX_BODY_BYTES};
+use origin::Gate;
+use session::{BoundSessionManager, Evicted, Link, Sessions, Slot};
+
+const SESSION_ID: &str = "mcp-session-id";
+const PROTOCOL_VERSION: &str = "mcp-protocol-version";
+
+/// Seconds that a client is asked to wait when there is no room for its session.
+const FULL_RETRY_S: u32 = 60;
+
+/// What [`router`] is built from.
+pub struct Setup<S> {
+    /// The product.
+    pub service: Arc<S>,
+    /// `[server]`, checked.
+    pub config: Config,
+    /// The address that is really listened on.
+    pub listen: SocketAddr,
+    /// The issuers whose tokens are accepted, for the metadata of RFC 9728.
+    pub issuers: Vec<String>,
+    /// Whether calls can be served.
+    pub ready: Arc<dyn Ready>,
+    /// Further routes: the pages, REST. Only `Host` is checked for them. They authenticate by their own means, and
+    /// check the origin of forms themselves: a browser sends `Origin: null` with a form of a page without a referrer.
+    pub further: Router,
+}
+
+/// The routes, and what [`serve`] needs to end them well.
+pub struct App {
+    router: Router,
+    stop: Stop,
+}
+
+impl App {
+    /// The routes alone, for tests that need no socket.
+    pub fn router(&self) -> Router {
+        self.router.clone()
+    }
+}
+
+/// How the end is told to everything that would otherwise go on.
+#[derive(Clone)]
+struct Stop {
+    /// No new messages: HTTP+SSE sessions answer what they have and end.
+    listening: CancellationToken,
+    /// Answers that are not written to their end yet.
+    answers: TaskTracker,
+    /// Cuts off what is left: rmcp's sessions and their open streams.
+    sessions: CancellationToken,
+}
+
+/// Puts the routes together.
+pub fn router<S: Service>(setup: Setup<S>) -> App {
+    let Setup { service, config, listen, issuers, ready, further } = setup;
+    let base = config.public_base();
+    let gate = Arc::new(Gate::new(&config, listen));
+    let stop =
+        Stop { listening: CancellationToken::new(), answers: TaskTracker::new(), sessions: CancellationToken::new() };
+    let settings = Settings::from(&config);
+    let endpoint = Arc::new(Endpoint::new(service, settings, metadata::url(&base), stop.clone()));
+
+    let protocol = Router::new()
+        .route("/mcp", any(mcp::<S>))
+        .route("/sse", get(sse::open::<S>))
+        .route("/messages", post(sse::message::<S>))
+        .with_state(endpoint)
+        .layer(middleware::from_fn_with_state(gate.clone(), origin::check_origin));
+    let document = metadata::document(&base, &issuers);
+    let mut described = Router::new();
+    for path in metadata::PATHS {
+        let document = document.clone();
+        described = described.route(path, get(move || std::future::ready(metadata::answer(document.clone()))));
+    }
+    let router = protocol
+        .merge(described)
+        .merge(further)
+        .layer(middleware::from_fn_with_state(gate, origin::check_host))
+        .merge(health::router(ready));
+    App { router, stop }
+}
+
+async fn mcp<S: Service>(State(endpoint): State<Arc<Endpoint<S>>>, request: Request) -> Response {
+    // Held until the answer is written to its end, or until it is a stream, which holds its own.
+    let _answering = endpoint.stop.answers.token();
+    endpoint.serve(request).await.unwrap_or_else(|refusal| refusal)
+}
+
+type Inner<S> = StreamableHttpService<Mcp<S>, BoundSessionManager>;
+
+/// `/mcp`, and what it shares with `/sse`.
+struct Endpoint<S: Service> {
+    service: Arc<S>,
+    settings: Settings,
+    metadata_url: String,
+    sessions: Arc<Sessions>,
+    manager: Arc<BoundSessionManager>,
+    inner: Inner<S>,
+    stop: Stop,
+}
+
+impl<S: Service> Endpoint<S> {
+    fn new(service: Arc<S>, settings: Settings, metadata_url: String, stop: Stop) -> Self {
+        let sessions = Sessions::new();
+        let manager = Arc::new(BoundSessionManager::new(sessions.clone()));
+        // Host and Origin were checked before, by name and for every route; here the bodies are bounded too.
+        let config = StreamableHttpServerConfig::default()
+            .disable_allowed_hosts()
+            .with_json_response(true)
+            .with_max_request_body_bytes(MAX_BODY_BYTES)
+            .with_cancellation_token(stop.sessions.clone());
+        let handler = Mcp::new(service.clone(), Who::Request, settings);
+        let inner = StreamableHttpService::new(move || Ok(handler.clone()), manager.clone(), config);
+        Self { service, settings, metadata_url, sessions, manager, inner, stop }
+    }
+
+    async fn serve(&self, request: Request) -> Result<Response, Response> {
+        let (mut parts, body) = request.into_parts();
+        let caller = self.authenticate(&mut parts).await?;
+        // Two session ids: which one would be checked, and which one used?
+        if parts.headers.get_all(SESSION_ID).iter().count() > 1 {
+            return Err(refuse(StatusCode::BAD_REQUEST, "more than one Mcp-Session-Id; send one"));
+        }
+        if parts.method == Method::POST && is_json(&parts.headers) {
+            return self.post(caller, parts, body).await;
+        }
+        // GET and DELETE have no message. A POST that is not JSON has none that is read: rmcp refuses it unseen.
+        let deletes = parts.method == Method::DELETE;
+        if is_modern(&parts.headers, None) {
+            parts.headers.remove(SESSION_ID);
+        } else {
+            self.session(&parts.headers, &caller)?;
+        }
+        let response = self.forward(caller, Request::from_parts(parts, Body::empty())).await;
+        // Some clients take 202 for a failure to end the session.
+        if deletes && response.status() == StatusCode::ACCEPTED {
+            return Ok(StatusCode::OK.into_response());
+        }
+        Ok(response)
+    }
+
+    async fn post(&self, caller: S::Caller, mut parts: Parts, body: Body) -> Result<Response, Response> {
+        let body = read_body(&parts.headers, body).await?;
+        let message = match parse_frame(&body).map_err(|error| refuse_frame(&error))? {
+            Frame::Message(message) => message,
+            Frame::Batch(messages) => return batch::serve(self, caller, parts, body, messages).await,
+        };
+        if message.is_initialize() {
+            parts.headers.remove(SESSION_ID);
+            return self.initialize(caller, parts, body, &message).await;
+        }
+        if is_modern(&parts.headers, Some(&message)) {
+            // 2026-07-28 has no sessions and ignores the header. Taken out, it cannot reach a session unchecked.
+            parts.headers.remove(SESSION_ID);
+        } else {
+            self.session(&parts.headers, &caller)?;
+        }
+        Ok(self.forward_message(caller, parts, body, &message).await)
+    }
+
+    async fn initialize(
+        &self,
+        caller: S::Caller,
+        parts: Parts,
+        body: Bytes,
+        message: &Message,
+    ) -> Result<Response, Response> {
+        let slot = self.reserve(&caller).await?;
+        let response = self.forward_message(caller, parts, body, message).await;
+        if let Some(id) = response.headers().get(SESSION_ID).and_then(|id| id.to_str().ok()) {
+            slot.bind(id, &negotiated(message), Link::Streamable);
+            // It may have ended before it was bound, and will then not be removed a second time.
+            if !self.manager.has_session(&id.into()).await.unwrap_or(false) {
+                self.sessions.remove(id);
+            }
+        }
+        Ok(response)
+    }
+
+    async fn authenticate(&self, parts: &mut Parts) -> Result<S::Caller, Response> {
+        let caller = bearer::authenticate(&*self.service, parts, &self.metadata_url).await?;
+        // For the handler, which sees the parts of the very request that carried its message.
+        parts.extensions.insert(caller.clone());
+        Ok(caller)
+    }
+
+    /// Makes room for a session.
+    async fn reserve(&self, caller: &S::Caller) -> Result<Slot, Response> {
+        let (slot, evicted) = self.sessions.reserve(caller.person()).map_err(|_| {
+            tracing::warn!("http.sessions_full");
+            let text = "this server has no room for another session now; try again in a minute";
+            retry_after(refuse(StatusCode::SERVICE_UNAVAILABLE, text), FULL_RETRY_S)
+        })?;
+        match evicted {
+            Some(Evicted { id, link: Link::Streamable }) => {
+                if let Err(error) = self.manager.close_session(&id.into()).await {
+                    tracing::warn!(%error, "http.session_not_closed");
+                }
+            }
+            Some(Evicted { link: Link::Stream { end, .. }, .. }) => end.cancel(),
+            None => {}
+        }
+        Ok(slot)
+    }
+
+    /// The revision of the session that a request names, where it names one: one of this caller's own, else none.
+    fn session(&self, headers: &HeaderMap, caller: &S::Caller) -> Result<Option<String>, NoSuchSession> {
+        let Some(id) = headers.get(SESSION_ID) else { return Ok(None) };
+        let found = id.to_str().ok().and_then(|id| self.sessions.find(id, caller.person()));
+        match found {
+            Some((revision, Link::Streamable)) => Ok(Some(revision)),
+            Some((_, Link::Stream { .. })) | None => Err(NoSuchSession),
+        }
+    }
+
+    /// Hands a message that was looked at to rmcp.
+    async fn forward_message(&self, caller: S::Caller, parts: Parts, body: Bytes, message: &Message) -> Response {
+        let response = self.forward(caller, Request::from_parts(parts, Body::from(body))).await;
+        // rmcp says that of JSON it cannot read, too.
+        if response.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            let text = "the message does not have the form that its method needs";
+            return answer::refuse_request(StatusCode::BAD_REQUEST, message.id.clone(), text);
+        }
+        response
+    }
+
+    async fn forward(&self, caller: S::Caller, request: Request) -> Response {
+        let stream_of_answers = request.method() == Method::POST;
+        let served = with_caller(caller, self.inner.clone().oneshot(request)).await;
+        let Ok(response) = served;
+        let mut response = response.map(Body::new);
+        let is_stream = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
+        if is_stream && stream_of_answers {
+            // Counts as an answer until it has ended. The stream of a GET ends with its session.
+            let answering = self.stop.answers.token();
+            response = response.map(|body| {
+                Body::from_stream(body.into_data_stream().map(move |chunk| {
+                    let _ = &answering;
+                    chunk
+                }))
+            });
+        }
+        response
+    }
+}
+
+/// A session that is unknown, ended, or somebody else's.
+struct NoSuchSession;
+
+impl From<NoSuchSession> for Response {
+    fn from(_: NoSuchSession) -> Self {
+        no_such_session()
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = kind.split_once(';').map_or(kind, |(essence, _)| essence);
+    essence.trim().eq_ignore_ascii_case("application/json")
+}
+
+/// Whether a request belongs to the revisions without sessions: its message says so, else its header. Revisions are
+/// dates, so later ones compare as greater.
+fn is_modern(headers: &HeaderMap, message: Option<&Message>) -> bool {
+    let stated = headers.get(PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
+    let inline = message.and_then(|message| message.revision.as_deref());
+    inline.or(stated).is_some_and(|revision| revision >= ProtocolVersion::NO_INITIALIZE.as_str())
+}
+
+/// What `initialize` agrees on: the revision asked for where it has a handshake, else the newest that has one.
+fn negotiated(message: &Message) -> String {
+    let newest = ProtocolVersion::LATEST_WITH_INITIALIZE;
+    let known = ProtocolVersion::known_up_to(&newest).iter();
+    let asked = known.clone().find(|revision| message.revision.as_deref() == Some(revision.as_str()));
+    asked.unwrap_or(&newest).to_string()
+}
+
+fn refuse_frame(error: &FrameError) -> Response {
+    answer::json(StatusCode::BAD_REQUEST, error.to_json())
+}
+
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Response> {
+    let too_large = || {
+        let text = format!("the body is larger than {} MiB", MAX_BODY_BYTES >> 20);
+        refuse(StatusCode::PAYLOAD_TOO_LARGE, text)
+    };
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY_BYTES) {
+        return Err(too_large());
+    }
+    let read = async {
+        let mut chunks = body.into_data_stream();
+        let mut whole = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|_| refuse(StatusCode::BAD_REQUEST, "the body broke off"))?;
+            if chunk.len() > MAX_BODY_BYTES - whole.len() {
+                return Err(too_large());
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(Bytes::from(whole))
+    };
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(read) => read,
+        Err(_) => Err(refuse(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_counts_before_the_header() {
+        let mut headers = HeaderMap::new();
+        assert!(!is_modern(&headers, None));
+        headers.insert(PROTOCOL_VERSION, "2026-07-28".parse().unwrap());
+        assert!(is_modern(&headers, None));
+        headers.insert(PROTOCOL_VERSION, "2025-11-25".parse().unwrap());
+        assert!(!is_modern(&headers, None));
+        let Ok(Frame::Message(message)) = parse_frame(
+            br#"{"jsonrpc":"2.0","id":1,"method":"x","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#,
+        ) else {
+            panic!("a message")
+        };
+        assert!(is_modern(&headers, Some(&message)));
+    }
+
+    #[test]
+    fn a_handshake_agrees_on_a_revision_that_has_one() {
+        for (asked, agreed) in [
+            ("2024-11-05", "2024-11-05"),
+            ("2025-03-26", "2025-03-26"),
+            ("2025-11-25", "2025-11-25"),
+            ("2026-07-28", "2025-11-25"),
+            ("1999-01-01", "2025-11-25"),
+        ] {
+            let body =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{{"protocolVersion":"{asked}"}}}}"#);
+            let Ok(Frame::Message(message)) = parse_frame(body.as_bytes()) else { panic!("a message") };
+            assert_eq!(negotiated(&message), agreed);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_are_bounded_in_size_and_time() {
+        let none = HeaderMap::new();
+        let whole = read_body(&none, Body::from("{}")).await.unwrap();
+        assert_eq!(&whole[..], b"{}");
+
+        let mut announced = HeaderMap::new();
+        announced.insert(header::CONTENT_LENGTH, (MAX_BODY_BYTES + 1).into());
+        let refused = read_body(&announced, Body::empty()).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+
+        let chunk = Bytes::from(vec![b' '; 1 << 20]);
+        let endless = futures::stream::repeat_with(move || Ok::<_, std::io::Error>(chunk.clone()));
+        let refused = read_body(&none, Body::from_stream(endless)).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+
+        let silent = futures::stream::pending::<Result<Bytes, std::io::Error>>();
+        let refused = read_body(&none, Body::from_stream(silent)).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
+    }
+}

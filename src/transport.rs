@@ -19,6 +19,7 @@ use crate::catalog::{Effect, Tool};
 use crate::id::{Person, ToolName};
 use crate::identity::{Credential, IdentityError, Subject};
 
+mod calls;
 pub mod config;
 pub mod delivery;
 mod drain;
@@ -50,10 +51,7 @@ pub trait Service: Send + Sync + 'static {
     /// One tool that a caller may see, by either spelling of its name.
     fn tool(&self, caller: &Self::Caller, name: &str) -> Option<Listing>;
 
-    /// Makes a call.
-    ///
-    /// # Cancellation
-    /// The transports drop this future when the client withdraws the request; the call itself must go on to its end.
+    /// Makes a call. The transports carry it to its end, also when the client goes away or withdraws the request.
     fn call(&self, caller: &Self::Caller, request: Request) -> impl Future<Output = Outcome> + Send;
 }
 

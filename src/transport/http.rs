@@ -133,7 +133,7 @@ type Inner<S> = StreamableHttpService<Mcp<S>, BoundSessionManager>;
 /// `/mcp`, and what it shares with `/sse`.
 struct Endpoint<S: Service> {
     service: Arc<S>,
-    settings: Settings,
+    handler: Mcp<S>,
     metadata_url: String,
     sessions: Arc<Sessions>,
     manager: Arc<BoundSessionManager>,
@@ -152,8 +152,9 @@ impl<S: Service> Endpoint<S> {
             .with_max_request_body_bytes(MAX_BODY_BYTES)
             .with_cancellation_token(stop.sessions.clone());
         let handler = Mcp::new(service.clone(), Who::Request, settings);
-        let inner = StreamableHttpService::new(move || Ok(handler.clone()), manager.clone(), config);
-        Self { service, settings, metadata_url, sessions, manager, inner, stop }
+        let each = handler.clone();
+        let inner = StreamableHttpService::new(move || Ok(each.clone()), manager.clone(), config);
+        Self { service, handler, metadata_url, sessions, manager, inner, stop }
     }
 
     async fn serve(&self, request: Request) -> Result<Response, Response> {

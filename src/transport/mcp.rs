@@ -13,11 +13,13 @@ use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use serde_json::Value;
 
+use super::calls::Calls;
 use super::config::ToolNames;
 use super::delivery::{CONSENT_KEY_PREFIX, Recipient, deliver};
-use super::{Listing, Service, Settings};
-use crate::call::{Request, Resume};
+use super::{Caller as _, Listing, Service, Settings};
+use crate::call::{Outcome, Request, Resume};
 use crate::catalog::Effect;
+use crate::failure::{Code, Failure};
 use crate::identity::{Credential, IdentityError};
 
 /// How long clients may keep the tool list, in milliseconds (2026-07-28, Caching). Policies and catalogs change.
@@ -51,6 +53,7 @@ pub(super) struct Mcp<S> {
     who: Who,
     settings: Settings,
     newest: ProtocolVersion,
+    calls: Arc<Calls>,
 }
 
 /// Where a request's caller comes from.
@@ -69,13 +72,14 @@ impl<S> Clone for Mcp<S> {
             who: self.who.clone(),
             settings: self.settings,
             newest: self.newest.clone(),
+            calls: self.calls.clone(),
         }
     }
 }
 
 impl<S: Service> Mcp<S> {
     pub(super) fn new(service: Arc<S>, who: Who, settings: Settings) -> Self {
-        Self { service, who, settings, newest: ProtocolVersion::LATEST }
+        Self { service, who, settings, newest: ProtocolVersion::LATEST, calls: Arc::default() }
     }
 
     /// Speaks the revisions that have an `initialize` handshake only.
@@ -102,6 +106,25 @@ impl<S: Service> Mcp<S> {
                 ErrorData::internal_error(text, None)
             }),
         }
+    }
+
+    /// Makes a call in a task of its own: it ends as it would have when nobody waits for it any more, and a defect in
+    /// it is an answer rather than silence.
+    async fn carry(&self, caller: S::Caller, request: Request) -> Outcome {
+        let Some(under_way) = self.calls.begin(caller.person()) else {
+            let text = "too many calls of this user are under way; wait for some of them to end";
+            return Outcome::Failed(Failure::new(Code::RateLimited, text));
+        };
+        let service = self.service.clone();
+        let call = tokio::spawn(async move {
+            let _under_way = under_way;
+            service.call(&caller, request).await
+        });
+        call.await.unwrap_or_else(|error| {
+            // Whether it panicked, not with what: a panic's text may quote anything.
+            tracing::error!(panicked = error.is_panic(), "call.broke_off");
+            Outcome::Failed(Failure::internal("the call broke off"))
+        })
     }
 
     fn tool(&self, listing: &Listing) -> Tool {
@@ -194,7 +217,7 @@ impl<S: Service> ServerHandler for Mcp<S> {
             resume,
         };
         let outcome = tokio::select! {
-            outcome = self.service.call(&caller, request) => outcome,
+            outcome = self.carry(caller, request) => outcome,
             // Nobody reads the answer of a request that was withdrawn; what was begun goes on without us.
             () = context.ct.cancelled() => return Err(ErrorData::internal_error("the request was withdrawn", None)),
         };

@@ -137,6 +137,7 @@ impl Service for Fake {
                     waited: resume.is_some_and(|resume| !resume.refused),
                 })
             }
+            _ if request.arguments.contains_key("panic") => panic!("a defect, asked for"),
             _ => Outcome::Value(json!({
                 "user": user,
                 "tenant": caller.0.tenant.as_str(),

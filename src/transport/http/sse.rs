@@ -27,7 +27,6 @@ use super::{Endpoint, read_body, refuse_frame};
 use crate::secret::random_text;
 use crate::transport::drain::{Draining, Pending};
 use crate::transport::frame::{Frame, parse_frame};
-use crate::transport::mcp::{Mcp, Who};
 use crate::transport::{Caller as _, Service};
 
 /// Random bytes of a session id.
@@ -54,7 +53,7 @@ pub(super) async fn open<S: Service>(State(endpoint): State<Arc<Endpoint<S>>>, r
         let (pending, end) = (Pending::new(), CancellationToken::new());
         slot.bind(&id, REVISION, Link::Stream { messages, pending: pending.clone(), end: end.clone() });
         let transport = Draining::new(Channels { incoming, answers }, pending, endpoint.stop.listening.clone());
-        let handler = Mcp::new(endpoint.service.clone(), Who::Request, endpoint.settings).with_handshake_only();
+        let handler = endpoint.handler.clone().with_handshake_only();
         let forget = Forget { sessions: endpoint.sessions.clone(), id: id.clone() };
         let ended = end.clone();
         tokio::spawn(async move {

@@ -29,7 +29,7 @@ mod visit;
 pub use callback::{CallbackQuery, Returned};
 pub use flow::{FLOW_TTL, FlowId, MAX_OPEN_PER_PERSON, Need};
 pub use session::{BrowserCookie, SESSION_TTL};
-pub use visit::{Asking, Listener, View, Visitor};
+pub use visit::{Asking, Listener, View, Visitor, redirect_uri};
 
 use flow::{Flow, Flows, NewFlow, Stage};
 use standing::Standing;

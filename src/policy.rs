@@ -60,6 +60,28 @@ impl<T> std::ops::Deref for Recorded<T> {
     }
 }
 
+/// `[policy]` of obo.toml.
+#[derive(Debug, Clone, Default, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Files of Cedar policies. None: every signed-in user may call every enabled tool.
+    pub files: Vec<std::path::PathBuf>,
+}
+
+impl Config {
+    /// Refuses what this version cannot enforce: a policy that is silently not applied would be worse than none.
+    ///
+    /// # Errors
+    /// One line naming the key and the mend.
+    pub fn check(&self) -> Result<(), String> {
+        if self.files.is_empty() {
+            Ok(())
+        } else {
+            Err("policy.files: this version does not evaluate policies yet; remove the key, and use tools.enable to limit what is offered".to_owned())
+        }
+    }
+}
+
 /// The rules in force. Until an operator writes policies: every signed-in person may call every enabled tool.
 #[derive(Debug, Clone, Default)]
 pub struct Policy;

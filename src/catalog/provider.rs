@@ -61,9 +61,6 @@ pub struct OauthManifest {
     /// What stands between scopes in that parameter.
     #[serde(default = "space")]
     pub scope_separator: String,
-    /// Whether a new token has the scopes of earlier consents too. Where it has not, they are asked for again.
-    #[serde(default)]
-    pub scopes_accumulate: bool,
     /// Scopes asked for in every flow, to learn whose account it is.
     #[serde(default)]
     pub base_scopes: Vec<String>,

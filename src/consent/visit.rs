@@ -224,7 +224,10 @@ pub(super) enum Owner {
 }
 
 /// `{base}/oauth/callback/{provider}`: one a provider, so that an answer of one cannot pass as another's (T3).
-pub(super) fn redirect_uri(base: &Url, provider: &Provider) -> Result<Url, Failure> {
+///
+/// # Errors
+/// When `base` is no base.
+pub fn redirect_uri(base: &Url, provider: &Provider) -> Result<Url, Failure> {
     let mut url = base.clone();
     url.path_segments_mut().map_err(|()| Failure::internal("public_url cannot have paths"))?.pop_if_empty().extend([
         "oauth",
@@ -234,14 +237,11 @@ pub(super) fn redirect_uri(base: &Url, provider: &Provider) -> Result<Url, Failu
     Ok(url)
 }
 
-/// The flow's scopes, those that identify the account, and, where the provider would forget them, those held already.
+/// The flow's scopes, those that identify the account, and those held already: a provider that does not add consents up
+/// would otherwise narrow the connection. The page names only what is new.
 pub(super) fn scopes_to_ask(flow: &Flow, provider: &Provider) -> BTreeSet<String> {
-    let mut scopes: BTreeSet<String> = provider.oauth.base_scopes.iter().cloned().collect();
-    scopes.extend(flow.need.scopes.iter().cloned());
-    if !provider.oauth.scopes_accumulate {
-        scopes.extend(flow.need.held.iter().cloned());
-    }
-    scopes
+    let base = provider.oauth.base_scopes.iter();
+    base.chain(&flow.need.scopes).chain(&flow.need.held).cloned().collect()
 }
 
 fn no_client(error: OauthError) -> Failure {

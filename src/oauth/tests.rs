@@ -8,7 +8,7 @@ use serde_json::json;
 use url::Url;
 
 use super::{Account, Oauth, OauthError, Revocation};
-use crate::catalog::{Provider, ProviderClient};
+use crate::catalog::{Provider, ProviderConfig, parse_provider_manifest};
 use crate::egress::stub::{Reply, Stub};
 use crate::egress::{self, Egress};
 use crate::secret::Secret;
@@ -35,8 +35,13 @@ fn provider_with(base: &Url, oauth: &str, client: Option<(&str, Option<&str>)>) 
         {oauth}
         "#
     );
-    let client = client.map(|(id, secret)| ProviderClient { id: id.to_owned(), secret: secret.map(Secret::new) });
-    Provider::for_test(&manifest, client)
+    let mut config = ProviderConfig::default();
+    if let Some((id, secret)) = client {
+        config.client_id = Some(id.to_owned());
+        config.client_secret = secret.map(Secret::new);
+    }
+    let manifest = parse_provider_manifest(&manifest).unwrap();
+    Provider::new(manifest, &config).ok().unwrap()
 }
 
 fn oauth(stub: &Stub) -> Oauth {

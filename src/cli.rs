@@ -1,1 +1,246 @@
-//! cli
+//! The command line. stdout belongs to a command's result; everything else goes to stderr.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::{App, OpenError, Settings, Way};
+use crate::clock::SystemClock;
+use crate::config::{Config, ConfigError, Environment, default_data_dir};
+use crate::failure::{Code, Failure};
+use crate::id::{Person, Source, TenantId, UserId};
+use crate::identity::os_user_name;
+
+mod audit;
+mod call;
+mod connect;
+mod connections;
+mod duration;
+mod init;
+mod logs;
+mod output;
+mod passphrase;
+mod providers;
+mod serve;
+mod stdio;
+mod token;
+mod tools;
+
+pub use logs::{LogFormat, start as start_logs};
+
+/// On behalf of: tools that act as the person who asked, never as a shared account.
+#[derive(Parser)]
+#[command(
+    name = "obo",
+    version,
+    max_term_width = 110,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 connect an account first, 4 denied by policy, 64 bad configuration."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Global {
+    /// The configuration file [default: obo.toml in the user's configuration folder]
+    #[arg(long, global = true, value_name = "FILE", env = "OBO_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where the vault is kept [default: obo in the user's data folder]
+    #[arg(long, global = true, value_name = "DIR", env = "OBO_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// How logs are written to stderr; RUST_LOG sets the level
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log: LogFormat,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// MCP over stdin and stdout, for a client that launches obo
+    Stdio(stdio::Stdio),
+    /// MCP over HTTP for many people, and the consent pages
+    Serve(serve::Serve),
+    /// Connect an account of a provider
+    Connect(connect::Connect),
+    /// List connected accounts
+    Connections(connections::Connections),
+    /// Revoke a connection, at the provider too
+    Disconnect(connections::Disconnect),
+    /// Call one tool, through the same path as a client's call
+    Call(call::Call),
+    /// The tools
+    #[command(subcommand)]
+    Tools(tools::Tools),
+    /// The providers, and the redirect URI to register at each
+    #[command(subcommand)]
+    Providers(providers::Providers),
+    /// Access tokens issued by obo, for machines without an identity provider
+    #[command(subcommand)]
+    Token(token::Token),
+    /// Who did what
+    #[command(subcommand)]
+    Audit(audit::Audit),
+    /// Write a starter configuration
+    Init(init::Init),
+}
+
+/// Whom a command acts for.
+#[derive(Args, Clone)]
+struct Who {
+    /// The user [default: the operating system's user]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// The tenant
+    #[arg(long, value_name = "TENANT", default_value = "default")]
+    tenant: String,
+}
+
+/// Whom a command looks at: people of other sources too.
+#[derive(Args, Clone)]
+struct AnyWho {
+    #[command(flatten)]
+    who: Who,
+    /// Who vouches for the user: obo, an issuer's name, or app:NAME
+    #[arg(long, value_name = "NAME", default_value = "obo")]
+    source: String,
+}
+
+impl Who {
+    fn person(&self) -> Result<Person, Exit> {
+        let user: UserId = match &self.user {
+            Some(user) => user.parse().map_err(Exit::usage)?,
+            None => os_user_name().map_err(Exit::usage)?,
+        };
+        let tenant: TenantId = self.tenant.parse().map_err(Exit::usage)?;
+        Ok(Person { tenant, source: Source::obo(), user })
+    }
+}
+
+impl AnyWho {
+    fn person(&self) -> Result<Person, Exit> {
+        let source: Source = self.source.parse().map_err(Exit::usage)?;
+        Ok(Person { source, ..self.who.person()? })
+    }
+}
+
+/// How a command ended when it is not done.
+#[derive(Debug)]
+pub struct Exit {
+    code: u8,
+    text: String,
+}
+
+impl Exit {
+    fn failed(text: impl std::fmt::Display) -> Self {
+        Self { code: 1, text: text.to_string() }
+    }
+
+    fn usage(text: impl std::fmt::Display) -> Self {
+        Self { code: 2, text: text.to_string() }
+    }
+
+    /// The result is on stdout already; only the code is left to say.
+    fn quiet(code: u8) -> Self {
+        Self { code, text: String::new() }
+    }
+
+    /// The process's exit code.
+    pub fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// What stderr says; empty when everything is said.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl From<ConfigError> for Exit {
+    fn from(error: ConfigError) -> Self {
+        Self { code: 64, text: error.to_string() }
+    }
+}
+
+impl From<OpenError> for Exit {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Config(error) => error.into(),
+            OpenError::Store(error) => Self::failed(error),
+        }
+    }
+}
+
+impl From<Failure> for Exit {
+    /// Whoever runs the command is the operator: they read the cause too.
+    fn from(failure: Failure) -> Self {
+        let code = match failure.code {
+            Code::AuthorizationRequired => 3,
+            Code::Denied => 4,
+            _ => 1,
+        };
+        let text = match (failure.code, failure.cause) {
+            // The cause explains itself; the message is for somebody who cannot see it.
+            (Code::VaultUnavailable, Some(cause)) => cause,
+            (_, Some(cause)) => format!("{} ({cause})", failure.message),
+            (_, None) => failure.message,
+        };
+        Self { code, text }
+    }
+}
+
+impl Global {
+    fn config(&self) -> Result<Config, Exit> {
+        Ok(Config::load(self.config.as_deref(), &Environment::of_process())?)
+    }
+
+    fn data_dir(&self) -> Result<PathBuf, Exit> {
+        self.data_dir.clone().or_else(default_data_dir).ok_or_else(|| {
+            ConfigError::new(
+                "there is no user's data folder here; say where the vault is with --data-dir or OBO_DATA_DIR",
+            )
+            .into()
+        })
+    }
+
+    fn open(&self, config: Config, way: Way) -> Result<App, Exit> {
+        let data_dir = self.data_dir()?;
+        let prompt = Some(passphrase::prompt());
+        Ok(App::open(Settings { config, data_dir, clock: Arc::new(SystemClock), way, prompt })?)
+    }
+}
+
+impl Cli {
+    /// How logs are to be written.
+    pub fn log_format(&self) -> LogFormat {
+        self.global.log
+    }
+
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// How it ended.
+    pub async fn run(self) -> Result<(), Exit> {
+        let global = &self.global;
+        match self.command {
+            Command::Stdio(command) => command.run(global).await,
+            Command::Serve(command) => command.run(global).await,
+            Command::Connect(command) => command.run(global).await,
+            Command::Connections(command) => command.run(global).await,
+            Command::Disconnect(command) => command.run(global).await,
+            Command::Call(command) => command.run(global).await,
+            Command::Tools(command) => command.run(global),
+            Command::Providers(command) => command.run(global),
+            Command::Token(command) => command.run(global).await,
+            Command::Audit(command) => command.run(global).await,
+            Command::Init(command) => command.run(global).await,
+        }
+    }
+}
+
+/// The actor of commands: whoever types them.
+fn actor() -> String {
+    format!("cli:{}", os_user_name().map_or_else(|_| "unknown".to_owned(), |user| user.to_string()))
+}

@@ -11,7 +11,7 @@
 //! - [`consent`]: has the person said yes?
 //! - [`call`]: the only place that knows all the stages.
 //! - [`transport`]: MCP over stdio and HTTP, and the pages a person sees.
-//! - [`config`], [`cli`]: everything put together.
+//! - [`config`], [`app`], [`cli`]: everything put together.
 
 pub mod clock;
 pub mod failure;
@@ -39,5 +39,6 @@ pub mod call;
 
 pub mod transport;
 
+pub mod app;
 pub mod cli;
 pub mod config;

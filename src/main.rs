@@ -1,2 +1,52 @@
-//! The `obo` program.
-fn main() {}
+//! The `obo` program: arguments, logs, and the exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use obo::cli::{Cli, start_logs};
+
+fn main() -> ExitCode {
+    keep_secrets_out_of_crashes();
+    let cli = Cli::parse();
+    start_logs(cli.log_format());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("obo: cannot start: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let result = runtime.block_on(cli.run());
+    // A keyring call that hangs, or a read of stdin, must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => {
+            if !exit.text().is_empty() {
+                eprintln!("obo: {}", exit.text());
+            }
+            ExitCode::from(exit.code())
+        }
+    }
+}
+
+/// A panic's message may quote data, and a core dump is all of it: panics say where they happened and nothing else, and
+/// on Unix no core is written (T17).
+fn keep_secrets_out_of_crashes() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        eprintln!("obo: a defect at {place}; please report it");
+    }));
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, setrlimit};
+        // Where it is refused there is nothing better to do.
+        let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        // Other processes of the same user cannot attach or read this one's memory either.
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    }
+}

@@ -8,6 +8,7 @@
 //! - [`delivery`]: what a call that needs consent returns, by revision and client.
 //! - `mcp`: the protocol's methods, shared by every transport.
 //! - [`stdio`], [`http`]: the transports.
+//! - [`pages`]: what a person sees. [`loopback`]: the port that all processes of a data folder share.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,9 +25,10 @@ pub mod config;
 pub mod delivery;
 mod drain;
 pub mod frame;
-pub mod pages;
 pub mod http;
+pub mod loopback;
 mod mcp;
+pub mod pages;
 pub mod signal;
 pub mod stdio;
 

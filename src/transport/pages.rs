@@ -6,8 +6,8 @@
 use askama::Template;
 use axum::Router;
 use axum::extract::{Form, Path, RawQuery, State};
+use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap, HeaderValue};
-use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
@@ -495,6 +495,6 @@ fn harden(response: &mut Response, forward_to: Option<&str>) {
 }
 
 /// What every other path answers.
-pub fn nothing_here(_uri: Uri) -> Response {
+pub async fn nothing_here() -> Response {
     message(StatusCode::NOT_FOUND, "", "Nothing here", "This is an obo server. MCP clients use the path /mcp.", None)
 }

@@ -1,0 +1,229 @@
+//! All parts put together, for one data folder and one configuration.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use url::Url;
+
+use crate::audit::Audit;
+use crate::call::{Obo, Stages};
+use crate::catalog::Catalog;
+use crate::clock::SharedClock;
+use crate::config::{Config, ConfigError};
+use crate::consent::{self, Consent, Door, Listener};
+use crate::egress::Egress;
+use crate::executor::Executor;
+use crate::identity::Identity;
+use crate::keys::Keys;
+use crate::oauth::Oauth;
+use crate::policy::Policy;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Store, StoreError, Table};
+use crate::transport::loopback::{Loopback, Proof, Site, owner_route};
+use crate::transport::{http, pages};
+use crate::vault::Vault;
+
+/// How this process is used: who serves the consent pages, and for whom flows are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// `obo serve`.
+    Serve,
+    /// stdio, and `obo connect`: for the machine's own user, serving the shared loopback port when it is free.
+    Local,
+    /// Other commands: for the machine's own user, serving nothing.
+    Command,
+}
+
+/// What an app is made from.
+pub struct Settings {
+    /// obo.toml.
+    pub config: Config,
+    /// Where the vault is.
+    pub data_dir: PathBuf,
+    /// The time.
+    pub clock: SharedClock,
+    /// How it is used.
+    pub way: Way,
+    /// Asks for the vault's passphrase on a terminal.
+    pub prompt: Option<crate::keys::Prompt>,
+}
+
+/// Why the parts do not go together.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data folder cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Every part. Nothing secret is opened yet.
+pub struct App {
+    /// obo.toml.
+    pub config: Config,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The keys, opened on first need.
+    pub keys: Keys,
+    /// Tools and providers.
+    pub catalog: Arc<Catalog>,
+    /// The audit.
+    pub audit: Audit,
+    /// The time.
+    pub clock: SharedClock,
+    /// The stages of a call.
+    pub obo: Obo,
+    /// The shared loopback port, where this way uses it.
+    pub loopback: Option<Arc<Loopback>>,
+    /// What proves the ownership of the shared port.
+    pub proof: Proof,
+}
+
+impl App {
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(settings: Settings) -> Result<Self, OpenError> {
+        let Settings { config, data_dir, clock, way, prompt } = settings;
+        let loopback_base = loopback_base(&config)?;
+        let mut written = config.written_urls();
+        written.push(loopback_base.clone());
+        let egress = Egress::new(&config.network, &written).map_err(ConfigError::new)?;
+        let catalog = load_catalog(&config)?;
+
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&data_dir)?);
+        let data_dir = std::fs::canonicalize(&data_dir).unwrap_or(data_dir);
+        let mut keys = Keys::new(Arc::clone(&store), config.vault.key.clone());
+        if let Some(prompt) = prompt {
+            keys = keys.with_prompt(prompt);
+        }
+        let audit = Audit::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock), config.audit);
+        let oauth = Oauth::new(egress.clone());
+        let vault = Vault::new(Arc::clone(&store), keys.clone(), oauth.clone(), Arc::clone(&clock));
+        let identity = Identity::new(
+            config.identity.clone().with_default_audience(&resource(&config)),
+            Arc::clone(&store),
+            keys.clone(),
+            egress.clone(),
+            Arc::clone(&clock),
+        )
+        .map_err(ConfigError::new)?;
+
+        let proof = Proof::new(keys.clone(), data_dir, config.server.listen.port());
+        let loopback = (way != Way::Serve).then(|| {
+            Loopback::new(config.server.listen, loopback_base, proof.clone(), egress.clone(), way == Way::Local)
+        });
+        let door: Arc<dyn Door> = match &loopback {
+            Some(loopback) => Arc::clone(loopback) as Arc<dyn Door>,
+            None => Arc::new(Site(public_url(&config)?)),
+        };
+        let consent = Consent::new(consent::Parts {
+            store: Arc::clone(&store),
+            keys: keys.clone(),
+            vault: vault.clone(),
+            oauth,
+            catalog: Arc::clone(&catalog),
+            audit: audit.clone(),
+            clock: Arc::clone(&clock),
+            door,
+            wait: config.server.consent_wait.as_duration(),
+            local: way != Way::Serve,
+        });
+        let obo = Obo::new(Stages {
+            identity,
+            catalog: Arc::clone(&catalog),
+            policy: Policy,
+            audit: audit.clone(),
+            consent,
+            vault,
+            executor: Executor::new(egress),
+        });
+        Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, proof })
+    }
+}
+
+/// Reads the manifests; what is wrong with one of them is logged, and leaves the others alone.
+///
+/// # Errors
+/// What is wrong with obo.toml itself.
+pub fn load_catalog(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
+    let mut providers = BTreeMap::new();
+    for (id, provider) in &config.providers {
+        let id = id.parse().map_err(|e| ConfigError::new(format!("providers.{id}: {e}")))?;
+        providers.insert(id, provider.clone());
+    }
+    let catalog = Catalog::load(&config.tools, &providers).map_err(ConfigError::new)?;
+    for problem in catalog.problems() {
+        tracing::warn!(%problem, "a manifest was left out");
+    }
+    Ok(Arc::new(catalog))
+}
+
+/// The canonical URI of the MCP endpoint (RFC 8707 §2).
+pub fn resource(config: &Config) -> String {
+    format!("{}/mcp", config.server.public_base())
+}
+
+/// The public address.
+///
+/// # Errors
+/// When it is no URL; the configuration's own check has said so before.
+pub fn public_url(config: &Config) -> Result<Url, ConfigError> {
+    Url::parse(&config.server.public_base()).map_err(|e| ConfigError::new(format!("server.public_url: {e}")))
+}
+
+/// The address of the shared loopback port: `public_url` where that is loopback, else the listening port on 127.0.0.1.
+///
+/// # Errors
+/// As [`public_url`].
+pub fn loopback_base(config: &Config) -> Result<Url, ConfigError> {
+    let public = public_url(config)?;
+    let is_loopback = match public.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    };
+    if is_loopback && public.scheme() == "http" {
+        return Ok(public);
+    }
+    let port = config.server.listen.port();
+    Url::parse(&format!("http://127.0.0.1:{port}")).map_err(|e| ConfigError::new(format!("server.listen: {e}")))
+}
+
+/// All routes of `obo serve`, for a listener at `listen`.
+///
+/// # Errors
+/// As [`public_url`].
+pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
+    let base = public_url(&app.config)?;
+    let pages = pages::router(app.obo.clone(), Listener::Site, base)
+        .merge(owner_route(app.proof.clone()))
+        .fallback(pages::nothing_here);
+    Ok(http::router(http::Setup {
+        service: Arc::new(app.obo.clone()),
+        config: app.config.server.clone(),
+        listen,
+        issuers: app.obo.identity().issuers().map(|issuer| issuer.issuer.clone()).collect(),
+        ready: Arc::new(Readiness { store: Arc::clone(&app.store), keys: app.keys.clone() }),
+        further: pages,
+    }))
+}
+
+/// Ready means that a call could be served now: the store answers, and the keys are open.
+struct Readiness {
+    store: Arc<dyn Store>,
+    keys: Keys,
+}
+
+#[async_trait::async_trait]
+impl http::Ready for Readiness {
+    async fn ready(&self) -> bool {
+        self.store.get(Table::Meta, &[0; 32]).await.is_ok() && self.keys.open().await.is_ok()
+    }
+}

@@ -1,0 +1,153 @@
+//! `obo call`.
+
+use std::io::Read as _;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::{Exit, Global, Who, actor, output};
+use crate::app::Way;
+use crate::call::{Outcome, Request};
+use crate::executor;
+use crate::failure::Code;
+use crate::identity::Credential;
+use crate::transport::loopback::NOBODY_SERVES;
+
+/// Largest input read, in bytes. Attachments travel in it.
+const MAX_INPUT_BYTES: u64 = 40 << 20; // 40 MiB
+
+#[derive(Args)]
+pub(super) struct Call {
+    /// The tool: Google.SendEmail
+    tool: String,
+    /// The arguments: JSON, @FILE, or - for stdin
+    #[arg(long, value_name = "JSON|@FILE|-", default_value = "{}")]
+    input: String,
+    /// Which account, where there are several
+    #[arg(long, value_name = "ACCOUNT")]
+    account: Option<String>,
+    /// Show the request that would be made, and make none
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON, failures too
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+impl Call {
+    pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
+        let config = global.config()?;
+        let person = self.who.person()?;
+        let mut arguments = read_input(&self.input)?;
+        if let Some(account) = &self.account {
+            arguments.insert("account".to_owned(), Value::String(account.clone()));
+        }
+        let app = global.open(config, Way::Command)?;
+        let credential = Credential::OsUser { tenant: person.tenant.clone(), user: person.user.clone() };
+        let subject = app.obo.authenticate(&credential).await.map_err(Exit::failed)?;
+
+        if self.dry_run {
+            let tool = app.obo.tool(&subject, &self.tool).ok_or_else(|| unknown(&app, &self.tool))?;
+            arguments.remove("account");
+            let arguments = tool.arguments(arguments)?;
+            return output::json(&executor::plan(&tool, &arguments)?);
+        }
+
+        let request = Request { tool: self.tool.clone(), arguments, actor: actor(), resume: None };
+        let outcome = app.obo.call(&subject, request).await;
+        app.obo.drain(crate::transport::SHUTDOWN_GRACE).await;
+        match outcome {
+            Outcome::Value(Value::String(text)) if !self.json => output::line(text),
+            Outcome::Value(value) => output::json(&value),
+            Outcome::UnknownTool => Err(unknown(&app, &self.tool)),
+            Outcome::BadRequestState => Err(Exit::failed("the request state is not valid")),
+            Outcome::Authorization(link) => {
+                if self.json {
+                    output::json(&json!({
+                        "status": "authorization_required",
+                        "provider": link.provider,
+                        "authorization_url": link.url,
+                        "scopes": link.scopes,
+                        "expires_in": link.expires_in.as_secs(),
+                    }))?;
+                } else {
+                    output::line(&link.url)?;
+                }
+                eprintln!("Open this link to connect {}, then call again.", link.provider_name);
+                Err(Exit::quiet(3))
+            }
+            Outcome::Failed(failure) if failure.note == Some(NOBODY_SERVES) => {
+                let provider = app.catalog.find(&self.tool).map_or("PROVIDER", |tool| tool.provider.id.as_str());
+                let command = format!("obo connect {provider} --tool {}{}", self.tool, self.for_whom());
+                if self.json {
+                    output::json(
+                        &json!({ "status": "authorization_required", "provider": provider, "command": command }),
+                    )?;
+                } else {
+                    output::line(&command)?;
+                }
+                eprintln!("Run this command to connect the account, then call again.");
+                Err(Exit::quiet(3))
+            }
+            Outcome::Failed(failure) => {
+                if self.json {
+                    output::json(&json!({ "error": {
+                        "code": failure.code,
+                        "message": failure.message,
+                        "can_retry": failure.can_retry,
+                        "retry_after_ms": failure.retry_after.map(|after| after.as_millis() as u64),
+                        "status": failure.status,
+                    }}))?;
+                    return Err(Exit::quiet(if failure.code == Code::Denied { 4 } else { 1 }));
+                }
+                Err(failure.into())
+            }
+        }
+    }
+
+    fn for_whom(&self) -> String {
+        let mut text = String::new();
+        if let Some(user) = &self.who.user {
+            text.push_str(&format!(" --user {user}"));
+        }
+        if self.who.tenant != "default" {
+            text.push_str(&format!(" --tenant {}", self.who.tenant));
+        }
+        text
+    }
+}
+
+fn unknown(app: &crate::app::App, name: &str) -> Exit {
+    let nearest = crate::schema::nearest(name, app.catalog.tools().map(|tool| tool.name.as_str()));
+    Exit::failed(match nearest {
+        Some(nearest) => format!("there is no tool {name:?} here; did you mean {nearest}?"),
+        None => format!("there is no tool {name:?} here; see `obo tools list`"),
+    })
+}
+
+fn read_input(input: &str) -> Result<Map<String, Value>, Exit> {
+    let text = match input {
+        "-" => read(std::io::stdin().lock(), "stdin")?,
+        path if path.starts_with('@') => {
+            let path = &path[1..];
+            let file =
+                std::fs::File::open(path).map_err(|e| Exit::usage(format!("--input: {path} cannot be read: {e}")))?;
+            read(file, path)?
+        }
+        text => text.to_owned(),
+    };
+    serde_json::from_str(&text).map_err(|e| Exit::usage(format!("--input is not a JSON object: {e}")))
+}
+
+fn read(from: impl std::io::Read, name: &str) -> Result<String, Exit> {
+    let mut text = String::new();
+    from.take(MAX_INPUT_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(|e| Exit::usage(format!("--input: {name}: {e}")))?;
+    if text.len() as u64 > MAX_INPUT_BYTES {
+        return Err(Exit::usage(format!("--input: {name} is larger than {} MiB", MAX_INPUT_BYTES >> 20)));
+    }
+    Ok(text)
+}

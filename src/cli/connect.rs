@@ -1,0 +1,91 @@
+//! `obo connect`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, Global, Who, actor, output};
+use crate::app::{App, Way};
+use crate::catalog::Provider;
+use crate::transport;
+
+/// How long the last page may take to reach the browser.
+const LAST_PAGE: Duration = Duration::from_secs(2);
+
+#[derive(Args)]
+pub(super) struct Connect {
+    /// The provider, as `obo providers list` spells it
+    provider: String,
+    /// Ask for what this tool needs (may be repeated) [default: all offered tools of the provider]
+    #[arg(long, value_name = "TOOL")]
+    tool: Vec<String>,
+    /// Ask for this scope (may be repeated)
+    #[arg(long, value_name = "SCOPE")]
+    scope: Vec<String>,
+    /// Print the link only
+    #[arg(long)]
+    no_browser: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+impl Connect {
+    pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
+        let config = global.config()?;
+        let person = self.who.person()?;
+        let app = global.open(config, Way::Local)?;
+        let provider = app.catalog.provider(&self.provider).cloned().ok_or_else(|| {
+            let known: Vec<&str> = app.catalog.providers().map(|p| p.id.as_str()).collect();
+            Exit::usage(format!("there is no provider {:?}; known: {}", self.provider, known.join(", ")))
+        })?;
+        if provider.client.is_none() {
+            return Err(Exit { code: 64, text: super::providers::no_client(&provider) });
+        }
+        let scopes = self.scopes(&app, &provider)?;
+
+        let stop = transport::signal::on_signal().map_err(Exit::failed)?;
+        let pages = CancellationToken::new();
+        let serving = app.loopback.clone().map(|loopback| tokio::spawn(loopback.serve(app.obo.clone(), pages.clone())));
+        let link = app.obo.consent().connect(&person, &provider, scopes, &actor()).await?;
+        if self.no_browser || open::that_detached(link.url.as_str()).is_err() {
+            eprintln!("Open this link in a browser on this machine:");
+        } else {
+            eprintln!("Your browser opens this link:");
+        }
+        output::line(&link.url)?;
+        eprintln!("Waiting for you to connect {} (Ctrl-C to stop) …", provider.name);
+        let account = tokio::select! {
+            account = app.obo.consent().wait_for(&link.flow) => account?,
+            () = stop.cancelled() => return Err(Exit::failed("stopped before the account was connected")),
+        };
+        app.obo.drain(transport::SHUTDOWN_GRACE).await;
+        // The browser is still being told so: its page must arrive.
+        pages.cancel();
+        if let Some(serving) = serving {
+            let _ = tokio::time::timeout(LAST_PAGE, serving).await;
+        }
+        output::line(format!("{} is connected as {account}.", provider.name))
+    }
+
+    fn scopes(&self, app: &App, provider: &Provider) -> Result<BTreeSet<String>, Exit> {
+        let mut scopes: BTreeSet<String> = self.scope.iter().cloned().collect();
+        let least = |tool: &crate::catalog::Tool| tool.scopes_any_of.first().cloned().unwrap_or_default();
+        for name in &self.tool {
+            let tool = app.catalog.find(name).filter(|tool| tool.provider.id == provider.id).ok_or_else(|| {
+                Exit::usage(format!(
+                    "{name:?} is not a tool of {} that is offered; see `obo tools list`",
+                    provider.name
+                ))
+            })?;
+            scopes.extend(least(tool));
+        }
+        if self.tool.is_empty() && self.scope.is_empty() {
+            for tool in app.catalog.tools().filter(|tool| tool.provider.id == provider.id) {
+                scopes.extend(least(tool));
+            }
+        }
+        Ok(scopes)
+    }
+}

@@ -1,0 +1,25 @@
+//! The vault's passphrase, asked for on a terminal.
+
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+
+use crate::keys::{Ask, Prompt};
+use crate::secret::Secret;
+
+/// A prompt that answers only where a person sits: both stdin and stderr are a terminal.
+pub(super) fn prompt() -> Prompt {
+    Arc::new(|ask| {
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        let asked = dialoguer::Password::new();
+        let text = match ask {
+            Ask::Passphrase => asked.with_prompt("Passphrase of the vault").interact(),
+            Ask::NewPassphrase => asked
+                .with_prompt("Choose a passphrase for the new vault")
+                .with_confirmation("Once more", "The two differ")
+                .interact(),
+        };
+        text.ok().map(Secret::new)
+    })
+}

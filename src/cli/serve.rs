@@ -1,0 +1,45 @@
+//! `obo serve`.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+use tokio::net::TcpListener;
+
+use super::{Exit, Global};
+use crate::app::{Way, site};
+use crate::config::ConfigError;
+use crate::transport;
+
+#[derive(Args)]
+pub(super) struct Serve {
+    /// Address and port to listen on [default: server.listen of obo.toml]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+}
+
+impl Serve {
+    pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
+        let mut config = global.config()?;
+        if let Some(listen) = self.listen {
+            config.server.listen = listen;
+            config.server.check().map_err(|e| ConfigError::new(format!("--listen: {e}")))?;
+        }
+        let app = global.open(config, Way::Serve)?;
+        let address = app.config.server.listen;
+        let listener = TcpListener::bind(address).await.map_err(|e| {
+            ConfigError::new(format!(
+                "server.listen: {address} cannot be listened on: {e}; stop what holds it, or choose another port"
+            ))
+        })?;
+        if app.catalog.tools().next().is_none() {
+            tracing::warn!(
+                "no tool is offered yet: give a provider its client in obo.toml; `obo providers list` shows which"
+            );
+        }
+        tracing::info!(%address, public_url = app.config.server.public_base(), tools = app.catalog.tools().count(), "listening");
+        let stop = transport::signal::on_signal().map_err(Exit::failed)?;
+        transport::http::serve(listener, site(&app, address)?, stop).await.map_err(Exit::failed)?;
+        app.obo.drain(transport::SHUTDOWN_GRACE).await;
+        Ok(())
+    }
+}

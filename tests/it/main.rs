@@ -1,7 +1,20 @@
-//! Everything through the public surface, in one binary. A new file needs a line here; keep them sorted.
+//! Everything through the public surface, in one binary.
+//!
+//! A new test goes into the file of what it is about; `life_of_a_call.rs` is the one to read first. What needs a running
+//! obo takes `support::TestObo`; what needs the program itself runs the binary.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics is a test that fails")]
+#![expect(unreachable_pub, reason = "one binary: `pub` says what support offers to the tests")]
 
+#[path = "../../examples/sandbox/provider.rs"]
+mod provider;
+mod support;
+
+mod consent;
+mod contract_store;
+mod layering;
+mod life_of_a_call;
+mod processes;
 mod transport_fake;
 mod transport_http;
 mod transport_stdio;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use url::Url;
 
-use crate::audit::Audit;
+use crate::audit::{Audit, Event, Kind};
 use crate::call::{Obo, Stages};
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
@@ -23,7 +23,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError, Table};
 use crate::transport::loopback::{Loopback, Proof, Site, owner_route};
 use crate::transport::{http, pages};
-use crate::vault::Vault;
+use crate::vault::{self, Vault};
 
 /// How this process is used: who serves the consent pages, and for whom flows are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +105,7 @@ impl App {
         let audit = Audit::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock), config.audit);
         let oauth = Oauth::new(egress.clone());
         let vault = Vault::new(Arc::clone(&store), keys.clone(), oauth.clone(), Arc::clone(&clock));
+        let vault = vault.with_observer(record_refreshes(audit.clone()));
         let identity = Identity::new(
             config.identity.clone().with_default_audience(&resource(&config)),
             Arc::clone(&store),
@@ -145,6 +146,27 @@ impl App {
         });
         Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, proof })
     }
+}
+
+/// Refreshes are recorded beside the calls that needed them, without making a call wait.
+fn record_refreshes(audit: Audit) -> vault::Observer {
+    Arc::new(move |refreshed| {
+        let audit = audit.clone();
+        tokio::spawn(async move {
+            let event = Event {
+                kind: Kind::Refresh,
+                person: Some(&refreshed.person),
+                tenant: None,
+                actor: "obo",
+                provider: Some(&refreshed.provider),
+                account: Some(&refreshed.account),
+                outcome: refreshed.outcome,
+                duration: Some(refreshed.duration),
+            };
+            // Logged there.
+            let _ = audit.event(event).await;
+        });
+    })
 }
 
 /// Reads the manifests; what is wrong with one of them is logged, and leaves the others alone.

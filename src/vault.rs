@@ -63,6 +63,24 @@ pub enum TokenError {
     Failed(Failure),
 }
 
+/// A refresh that ended.
+#[derive(Debug, Clone)]
+pub struct Refreshed {
+    /// Whose grant it is.
+    pub person: Person,
+    /// At which provider.
+    pub provider: ProviderId,
+    /// The account's label.
+    pub account: String,
+    /// `refresh.ok`, `refresh.grant_ended` or `refresh.failed`.
+    pub outcome: &'static str,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// Hears of refreshes. It must not block.
+pub type Observer = Arc<dyn Fn(Refreshed) + Send + Sync>;
+
 /// The vault. Cheap to clone.
 ///
 /// Every process of a data folder may have one: what they share is the store, and they agree over its leases.
@@ -143,6 +161,14 @@ impl Vault {
     /// Dropping the future does not stop it half-way.
     pub async fn disconnect(&self, grant: &Grant, provider: &Arc<Provider>) -> Result<Revocation, Failure> {
         self.safe.disconnect(grant, Upstream::new(&self.oauth, provider)).await
+    }
+
+    /// Tells `observer` of every refresh that ended: the audit cannot be called from here.
+    #[must_use]
+    pub fn with_observer(self, observer: Observer) -> Self {
+        // Set once, when the parts are put together.
+        let _ = self.safe.observer.set(observer);
+        self
     }
 
     /// Waits for the refreshes and deposits under way, at most `within`. For shutdown.

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::head::{Fitness, Head};
 use super::safe::{Safe, Stored, WriteError, key_of};
 use super::upstream::Upstream;
-use super::{Grant, GrantStatus, TokenError};
+use super::{Grant, GrantStatus, Refreshed, TokenError};
 use crate::clock::{later, remaining};
 use crate::failure::{Code, Failure};
 use crate::id::Person;
@@ -183,10 +183,13 @@ impl Safe {
             tracing::warn!(provider = %head.provider, "vault.interrupted_refresh_taken_up");
         }
 
+        let began = self.clock.now();
         match self.ask(refresh, &refresh_token).await {
             Ok(answer) => {
                 let next = head.refreshed(&refresh.upstream.terms, answer, self.clock.now());
-                self.commit(&keys, refresh, &refresh_token, next, generation, publish).await
+                let outcome = self.commit(&keys, refresh, &refresh_token, next, generation, publish).await;
+                self.tell(&head, began, "refresh.ok");
+                outcome
             }
             Err(OauthError::InvalidGrant(code)) => {
                 // Never believed on its own: somebody may have moved the grant on while we asked.
@@ -195,10 +198,26 @@ impl Safe {
                     return Ok(Issued::of(&newest));
                 }
                 tracing::warn!(provider = %head.provider, code, "vault.grant_ended");
+                self.tell(&head, began, "refresh.grant_ended");
                 self.end(&keys, refresh, newest, generation).await
             }
-            Err(error) => Err(TokenError::Failed(failure(&refresh.upstream, &error))),
+            Err(error) => {
+                self.tell(&head, began, "refresh.failed");
+                Err(TokenError::Failed(failure(&refresh.upstream, &error)))
+            }
         }
+    }
+
+    /// Tells the observer of a refresh that the provider was asked for.
+    fn tell(&self, head: &Head, began: Timestamp, outcome: &'static str) {
+        let Some(observer) = self.observer.get() else { return };
+        observer(Refreshed {
+            person: head.person.clone(),
+            provider: head.provider.clone(),
+            account: head.account.label.clone(),
+            outcome,
+            duration: remaining(began, self.clock.now()),
+        });
     }
 
     /// The grant, if it can be used.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
@@ -53,6 +53,7 @@ pub(super) struct Safe {
     pub(super) flights: Mutex<Flights>,
     pub(super) cooling: Mutex<HashMap<RecordKey, Cooling>>,
     pub(super) tasks: TaskTracker,
+    pub(super) observer: OnceLock<super::Observer>,
 }
 
 /// A grant as it stands in the store.
@@ -80,6 +81,7 @@ impl Safe {
             flights: Mutex::default(),
             cooling: Mutex::default(),
             tasks: TaskTracker::new(),
+            observer: OnceLock::new(),
         }
     }
 

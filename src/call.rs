@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::{Audit, Ending, Entry};
 use crate::catalog::{Catalog, Tool};
 use crate::consent::{Ask, Consent, Link, NoGrant};
-use crate::executor::{Executor, RunError};
+use crate::executor::{Executor, Ran, RunError};
 use crate::failure::{Code, Failure};
 use crate::id::CallId;
 use crate::identity::{Credential, Identity, IdentityError, Subject};
@@ -99,7 +99,12 @@ impl Obo {
     /// Makes a call. It is carried to its end, audit included, even when the caller goes away.
     pub async fn call(&self, subject: &Subject, request: Request) -> Outcome {
         let (this, subject) = (self.clone(), subject.clone());
-        let task = self.under_way.spawn(async move { this.stages(&subject, request).await });
+        let task = self.under_way.spawn(async move {
+            let name = request.tool.clone();
+            let result = this.stages(&subject, request).await;
+            log(&subject, &name, &result);
+            result
+        });
         match task.await {
             Ok(Ok(value)) => Outcome::Value(value),
             Ok(Err(Stop::UnknownTool)) => Outcome::UnknownTool,
@@ -138,7 +143,7 @@ impl Obo {
         };
         let result = self.act(&permit, &ask, &mut entry).await;
         let ending = match &result {
-            Ok(_) => Ending::default(),
+            Ok(ran) => Ending { status: Some(ran.status), ..Ending::default() },
             Err(Stop::Failed(failure)) => Ending::failed(failure),
             Err(Stop::Ask(_)) => Ending { failure: Some(Code::AuthorizationRequired), ..Ending::default() },
             Err(Stop::BadRequestState | Stop::UnknownTool) => {
@@ -146,11 +151,11 @@ impl Obo {
             }
         };
         stages.audit.outcome(&entry, &ending).await;
-        result
+        result.map(|ran| ran.value)
     }
 
     /// Consent, token, provider. A token that the provider refuses is refreshed once; a grant it refuses is asked for.
-    async fn act(&self, permit: &Recorded<Permit>, ask: &Ask<'_>, entry: &mut Entry) -> Result<Value, Stop> {
+    async fn act(&self, permit: &Recorded<Permit>, ask: &Ask<'_>, entry: &mut Entry) -> Result<Ran, Stop> {
         let Stages { consent, vault, executor, .. } = &*self.stages;
         let provider = &permit.tool().provider;
         let not_enough = Ask { not_enough: true, ..*ask };
@@ -161,7 +166,7 @@ impl Obo {
             return Err(self.ask_again(permit, &not_enough).await);
         };
         match executor.run(permit, &token).await {
-            Ok(value) => Ok(value),
+            Ok(ran) => Ok(ran),
             Err(RunError::TokenRejected { may_repeat }) => {
                 let renewed = vault.token_after_rejection(&grant, provider, &token).await;
                 let Some(token) = self::token(renewed)? else {
@@ -171,7 +176,7 @@ impl Obo {
                     return Err(half_done(&grant).into());
                 }
                 match executor.run(permit, &token).await {
-                    Ok(value) => Ok(value),
+                    Ok(ran) => Ok(ran),
                     Err(RunError::TokenRejected { .. }) => Err(rejected(&grant).into()),
                     Err(RunError::ScopeMissing(_)) => Err(self.ask_again(permit, &not_enough).await),
                     Err(RunError::Failed(failure)) => Err(failure.into()),
@@ -234,6 +239,30 @@ impl Obo {
         };
         if tokio::time::timeout(within, all).await.is_err() {
             tracing::warn!("stopped before everything under way had ended");
+        }
+    }
+}
+
+/// The one line that a call has in the log. Its cause, where there is one, is told nowhere else.
+fn log(subject: &Subject, tool: &str, result: &Result<Value, Stop>) {
+    let tool: String = tool.chars().take(64).collect();
+    let user = subject.person().user.as_str();
+    match result {
+        Ok(_) => tracing::info!(tool, user, outcome = "ok", "call"),
+        Err(Stop::Ask(_)) => tracing::info!(tool, user, outcome = "authorization_required", "call"),
+        Err(Stop::UnknownTool) => tracing::info!(tool, user, outcome = "unknown_tool", "call"),
+        Err(Stop::BadRequestState) => tracing::warn!(tool, user, outcome = "bad_request_state", "call"),
+        Err(Stop::Failed(failure)) => {
+            let (outcome, cause) = (failure.code.as_str(), failure.cause.as_deref());
+            match failure.code {
+                Code::Internal | Code::AuditUnavailable | Code::VaultUnavailable => {
+                    tracing::error!(tool, user, outcome, cause, "call");
+                }
+                Code::ProviderError | Code::ProviderUnreachable | Code::Timeout | Code::OutcomeUnknown => {
+                    tracing::warn!(tool, user, outcome, cause, "call");
+                }
+                _ => tracing::info!(tool, user, outcome, cause, "call"),
+            }
         }
     }
 }

@@ -130,6 +130,9 @@ impl Config {
     fn check(&self, name: &str) -> Result<(), ConfigError> {
         let wrong = |text: String| ConfigError(format!("{name}: {text}"));
         self.server.check().map_err(|e| wrong(e.to_string()))?;
+        if self.server.metrics_listen.is_some() {
+            return Err(wrong("server.metrics_listen: this version has no metrics yet; remove the key".to_owned()));
+        }
         self.identity.check().map_err(wrong)?;
         self.vault.check().map_err(wrong)?;
         self.policy.check().map_err(wrong)?;

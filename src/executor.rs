@@ -1,7 +1,7 @@
 //! Calls the provider: the only client of provider APIs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,6 +43,15 @@ const MAX_CONCURRENT: usize = 5;
 /// From this size on, in bytes, work on JSON leaves the threads that serve everybody.
 const HEAVY_BYTES: usize = 64 * 1024;
 
+/// What a run gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ran {
+    /// The tool's value.
+    pub value: Value,
+    /// The HTTP status of the last answer.
+    pub status: u16,
+}
+
 /// Why a run gave no value.
 #[derive(Debug, Clone)]
 pub enum RunError {
@@ -62,11 +71,6 @@ impl From<Failure> for RunError {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
-}
-
-/// Whether a failure kept an access token from going out, which the audit notes as [`LEAK_BLOCKED`].
-pub fn is_blocked_leak(failure: &Failure) -> bool {
-    failure.cause.as_ref().is_some_and(|cause| cause.starts_with(LEAK_BLOCKED))
 }
 
 /// Calls provider APIs. Cheap to clone.
@@ -101,7 +105,7 @@ impl Executor {
         Self { wire: Arc::new(egress) }
     }
 
-    /// Makes the tool's requests as the token's person and returns the value its manifest computes.
+    /// Makes the tool's requests as the token's person, and yields the value its manifest computes.
     ///
     /// Invariant INV-2: a token is used for its own person and provider only; otherwise the call would act as somebody
     /// else.
@@ -112,9 +116,9 @@ impl Executor {
     /// # Cancellation
     /// Dropping the future drops the requests under way. The provider may have received them: whoever drops it must
     /// treat a write as one whose outcome is unknown.
-    pub async fn run(&self, permit: &Recorded<Permit>, token: &AccessToken) -> Result<Value, RunError> {
+    pub async fn run(&self, permit: &Recorded<Permit>, token: &AccessToken) -> Result<Ran, RunError> {
         check_binding(permit.person(), &permit.tool().provider.id, token)?;
-        Run::new(self.wire.as_ref(), permit.tool(), permit.arguments(), token).value().await
+        Run::new(self.wire.as_ref(), permit.tool(), permit.arguments(), token).ran().await
     }
 }
 
@@ -134,6 +138,8 @@ struct Run<'a> {
     arguments: Arc<Value>,
     token: &'a AccessToken,
     guard: Arc<Guard>,
+    /// The status of the last answer.
+    status: AtomicU16,
     /// Whether some request of this run has changed something.
     changed: AtomicBool,
     /// Whether the arguments are so large that programs over them take long.
@@ -150,9 +156,15 @@ impl<'a> Run<'a> {
             arguments: Arc::new(Value::Object(arguments.as_map().clone())),
             token,
             guard: Arc::new(Guard::new(token)),
+            status: AtomicU16::new(0),
             changed: AtomicBool::new(false),
             deadline: Instant::now() + RUN_LIMIT,
         }
+    }
+
+    async fn ran(&self) -> Result<Ran, RunError> {
+        let value = self.value().await?;
+        Ok(Ran { value, status: self.status.load(Ordering::SeqCst) })
     }
 
     async fn value(&self) -> Result<Value, RunError> {
@@ -227,6 +239,7 @@ impl<'a> Run<'a> {
             }
         };
         let (tool, guard, at) = (Arc::clone(tool), Arc::clone(&self.guard), self.circumstances(writes));
+        self.status.store(answer.status.as_u16(), Ordering::SeqCst);
         let heavy = answer.body.len() > HEAVY_BYTES;
         let value = self.work(heavy, move || judge::judge(&tool, at, &guard, &answer)).await??;
         if writes {

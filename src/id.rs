@@ -177,7 +177,11 @@ impl Person {
 }
 
 impl fmt::Display for Person {
+    /// The id alone where it can only come from one place; else with its source and tenant.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.source == Source::obo() && self.tenant == TenantId::default_tenant() {
+            return self.user.fmt(f);
+        }
         write!(f, "{} ({}, {})", self.user, self.source, self.tenant)
     }
 }

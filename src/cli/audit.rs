@@ -72,7 +72,7 @@ impl Audit {
                         output::line(format!("chain {}, record {}: {}", problem.writer, problem.seq, problem.what))?;
                     }
                     output::line(format!(
-                        "{} records in {} chains, {} problems",
+                        "records: {}, chains: {}, problems: {}",
                         report.records,
                         report.chains,
                         report.problems.len()

@@ -48,7 +48,8 @@ impl Init {
             None => match Keys::probe(&keys::Config::default()).await {
                 Ok(()) => SourceName::Keyring,
                 Err(error) => {
-                    eprintln!("The OS keyring does not work here ({error}), so the vault's key is kept in a file.");
+                    tracing::debug!(%error, "the keyring was probed");
+                    eprintln!("The OS keyring does not work here, so the vault's key is kept in a file.");
                     SourceName::File
                 }
             },

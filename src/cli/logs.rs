@@ -15,25 +15,19 @@ pub enum LogFormat {
     Json,
 }
 
+/// Logs connect links at `warn`, as part of the protocol errors that carry them, and whole messages below.
+const SILENT: &str = "rmcp=error";
 /// Libraries that would log whole messages, headers or bodies at their finest levels: requests carry people's mail, and
 /// tokens. They stay at `warn`, whatever RUST_LOG says.
-const QUIET: &[&str] = &[
-    "rmcp",
-    "hyper",
-    "hyper_util",
-    "h2",
-    "reqwest",
-    "rustls",
-    "tower",
-    "axum",
-    "zbus",
-    "keyring_core",
-    "cedar_policy",
-];
+const QUIET: &[&str] =
+    &["hyper", "hyper_util", "h2", "reqwest", "rustls", "tower", "axum", "zbus", "keyring_core", "cedar_policy"];
 
 /// Starts logging. The level is RUST_LOG's, else `info`.
 pub fn start(format: LogFormat) {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    if let Ok(directive) = SILENT.parse() {
+        filter = filter.add_directive(directive);
+    }
     for library in QUIET {
         if let Ok(directive) = format!("{library}=warn").parse() {
             filter = filter.add_directive(directive);

@@ -99,7 +99,7 @@ pub(super) fn leak(tool: &Tool) -> Failure {
     tracing::warn!(tool = %tool.name, provider = %tool.provider.id, event = LEAK_BLOCKED, "an answer held the access token and was withheld");
     let message =
         "the provider's answer contained the access token and was withheld; tell the operator of this obo server";
-    Failure::new(Code::ProviderError, message).because(format!("{LEAK_BLOCKED}: the answer held the access token"))
+    Failure::new(Code::ProviderError, message).because("the answer held the access token").noted(LEAK_BLOCKED)
 }
 
 /// Says so when an earlier step of the call was done: then repeating it as a whole is not safe.

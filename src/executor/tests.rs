@@ -385,7 +385,7 @@ async fn a_token_that_comes_back_is_withheld() {
     ] {
         let failure = failure(&tool, answer).await;
         assert_eq!(failure.code, Code::ProviderError);
-        assert!(is_blocked_leak(&failure), "{failure:?}");
+        assert_eq!(failure.note, Some(LEAK_BLOCKED), "{failure:?}");
         assert!(!format!("{failure:?}").contains(TOKEN));
     }
     let dead = run(&reading(), answer(401, &[], format!("bad token {TOKEN}"))).await;

@@ -42,6 +42,8 @@ pub struct Recipient {
     pub url_elicitation: bool,
     /// The operator's setting.
     pub consent_delivery: ConsentDelivery,
+    /// Whether this is the retry of a multi-round-trip request. Asking again and again would use up its rounds.
+    pub retried: bool,
     /// Whether this is a retry that says that the person refused.
     pub refused: bool,
     /// The tool's name as the client spelled it.
@@ -92,7 +94,7 @@ fn form(link: &Link, to: &Recipient) -> Form {
     match to.consent_delivery {
         ConsentDelivery::Text => Form::Text,
         ConsentDelivery::Elicit if modern && !to.url_elicitation => Form::MissingCapability,
-        _ if to.refused || link.waited || !to.url_elicitation => Form::Text,
+        _ if to.refused || (to.retried && link.waited) || !to.url_elicitation => Form::Text,
         _ if modern => Form::InputRequired,
         _ if to.has(&ProtocolVersion::V_2025_11_25) => Form::UrlError,
         _ => Form::Text,
@@ -198,10 +200,10 @@ fn meta(key: &str, value: Value) -> MetaObject {
     meta
 }
 
-/// A time as a person says it: `10 minutes`, `45 seconds`. Rounded down, so that it is never too long.
+/// A time as a person says it: `10 minutes`, `45 seconds`. Minutes are rounded: a fresh link has ten, not nine.
 fn in_words(time: Duration) -> String {
     let seconds = time.as_secs();
-    match (seconds / 60, seconds) {
+    match (if seconds < 60 { 0 } else { (seconds + 30) / 60 }, seconds) {
         (0, 1) => "1 second".to_owned(),
         (0, n) => format!("{n} seconds"),
         (1, _) => "1 minute".to_owned(),
@@ -239,6 +241,7 @@ mod tests {
             revision: Some(revision.clone()),
             url_elicitation: super::super::mcp::has_url_elicitation(Some(&capabilities)),
             consent_delivery: ConsentDelivery::Auto,
+            retried: false,
             refused: false,
             tool: "Google_SendEmail".to_owned(),
         }
@@ -282,13 +285,16 @@ mod tests {
                     let mut to = recipient(revision, capabilities);
                     to.consent_delivery = setting;
                     let first = wire(deliver(Outcome::Authorization(link(false)), &to));
+                    let again = wire(deliver(Outcome::Authorization(link(true)), &to));
+                    to.retried = true;
                     let waited = wire(deliver(Outcome::Authorization(link(true)), &to));
                     to.refused = true;
                     let refused = wire(deliver(Outcome::Authorization(link(false)), &to));
                     rows.push(format!(
-                        "{setting:?} {} {name}: first {}, waited {}, refused {}",
+                        "{setting:?} {} {name}: first {}, again {}, retry waited {}, retry refused {}",
                         revision.as_str(),
                         kind(&first),
+                        kind(&again),
                         kind(&waited),
                         kind(&refused)
                     ));
@@ -308,6 +314,7 @@ mod tests {
     #[test]
     fn waiting_in_vain_and_refusing_name_the_link_again() {
         let mut to = recipient(&ProtocolVersion::V_2026_07_28, CAPABILITIES[2].1);
+        to.retried = true;
         insta::assert_json_snapshot!("consent_waited", wire(deliver(Outcome::Authorization(link(true)), &to)));
         to.refused = true;
         insta::assert_json_snapshot!("consent_refused", wire(deliver(Outcome::Authorization(link(false)), &to)));
@@ -359,7 +366,9 @@ mod tests {
             (1, "1 second"),
             (59, "59 seconds"),
             (60, "1 minute"),
-            (119, "1 minute"),
+            (89, "1 minute"),
+            (119, "2 minutes"),
+            (599, "10 minutes"),
             (600, "10 minutes"),
         ] {
             assert_eq!(in_words(Duration::from_secs(seconds)), words);

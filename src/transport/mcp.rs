@@ -207,6 +207,7 @@ impl<S: Service> ServerHandler for Mcp<S> {
             revision: context.protocol_version(),
             url_elicitation: has_url_elicitation(context.client_capabilities().as_ref()),
             consent_delivery: self.settings.consent_delivery,
+            retried: resume.is_some(),
             refused: resume.as_ref().is_some_and(|resume| resume.refused),
             tool: params.name.to_string(),
         };

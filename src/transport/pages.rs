@@ -17,7 +17,7 @@ use url::Url;
 use crate::call::Obo;
 use crate::consent::{Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, Returned, View, Visitor};
 use crate::failure::Failure;
-use crate::id::{Person, Source, TenantId};
+use crate::id::Person;
 use crate::identity::Credential;
 use crate::oauth::Revocation;
 use crate::secret::Secret;
@@ -121,7 +121,7 @@ async fn render_view(pages: &Pages, id: &FlowId, cookie: &BrowserCookie, view: V
         }
         View::OtherPerson => {
             let signed_in = pages.consent().signed_in(cookie).await.ok().flatten();
-            let person = signed_in.map_or_else(|| "somebody else".to_owned(), |person| in_words(&person));
+            let person = signed_in.map_or_else(|| "somebody else".to_owned(), |person| person.to_string());
             page(
                 StatusCode::FORBIDDEN,
                 &OtherPerson { style: STYLE, action: &action, form: &form, person: &person },
@@ -138,7 +138,7 @@ async fn render_view(pages: &Pages, id: &FlowId, cookie: &BrowserCookie, view: V
                 style: STYLE,
                 action: &action,
                 form: &form,
-                person: &in_words(&person),
+                person: &person.to_string(),
                 actor: &actor,
                 provider: &provider_name,
                 tool: tool_title.as_deref(),
@@ -281,7 +281,7 @@ async fn render_returned(pages: &Pages, cookie: &BrowserCookie, returned: Return
                 style: STYLE,
                 provider: &connected.provider_name,
                 account: &grant.account.label,
-                person: &in_words(&connected.person),
+                person: &connected.person.to_string(),
                 withheld: &connected.withheld,
                 connection: &connection,
                 form: &form,
@@ -392,15 +392,6 @@ struct Message<'a> {
     tone: &'a str,
     text: &'a str,
     back: Option<&'a str>,
-}
-
-/// The person as a page names them: the id alone where there is only one place it can come from.
-fn in_words(person: &Person) -> String {
-    if person.source == Source::obo() && person.tenant == TenantId::default_tenant() {
-        person.user.to_string()
-    } else {
-        person.to_string()
-    }
 }
 
 fn message(status: StatusCode, tone: &str, title: &str, text: &str, back: Option<&str>) -> Response {

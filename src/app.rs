@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use url::Url;
 
@@ -145,6 +146,20 @@ impl App {
             executor: Executor::new(egress),
         });
         Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, proof })
+    }
+}
+
+/// How often what has expired is removed: flows, browser sessions, tokens of obo.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// Removes what has expired, every ten minutes, until it is dropped. For processes that stay.
+pub async fn sweep(store: Arc<dyn Store>, clock: SharedClock) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        match store.prune(clock.now()).await {
+            Ok(removed) => tracing::debug!(removed, "expired records were removed"),
+            Err(error) => tracing::warn!(%error, "expired records could not be removed"),
+        }
     }
 }
 

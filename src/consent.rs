@@ -222,6 +222,9 @@ impl Consent {
             Standing::Ready(grant) => return Ok(Some(*grant)),
             Standing::Missing(need) => need,
         };
+        if !can_sign_in(permit.person()) {
+            return Err(no_browser_sign_in(permit.person()).into());
+        }
         // Before the flow is made: while a stranger holds the port there is no link.
         let base = self.inner.door.base().await?;
         let tool = permit.tool();
@@ -392,6 +395,22 @@ impl Consent {
             waited,
         })
     }
+}
+
+/// Whether a browser can show that it belongs to a person. The users of an application have no sign-in here, so a link
+/// for one of them would be good for whoever holds it, or for nobody.
+fn can_sign_in(person: &Person) -> bool {
+    !person.source.as_str().starts_with("app:")
+}
+
+fn no_browser_sign_in(person: &Person) -> Failure {
+    Failure::new(
+        Code::AuthorizationRequired,
+        format!(
+            "users of {} cannot connect an account here: this obo server has no way to tell that a browser is theirs",
+            person.source
+        ),
+    )
 }
 
 fn declined() -> Failure {

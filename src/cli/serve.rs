@@ -1,12 +1,13 @@
 //! `obo serve`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use clap::Args;
 use tokio::net::TcpListener;
 
 use super::{Exit, Global};
-use crate::app::{Way, site};
+use crate::app::{Way, site, sweep};
 use crate::config::ConfigError;
 use crate::transport;
 
@@ -37,6 +38,7 @@ impl Serve {
             );
         }
         tracing::info!(%address, public_url = app.config.server.public_base(), tools = app.catalog.tools().count(), "listening");
+        tokio::spawn(sweep(Arc::clone(&app.store), Arc::clone(&app.clock)));
         let stop = transport::signal::on_signal().map_err(Exit::failed)?;
         transport::http::serve(listener, site(&app, address)?, stop).await.map_err(Exit::failed)?;
         app.obo.drain(transport::SHUTDOWN_GRACE).await;

@@ -127,6 +127,7 @@ impl App {
         let consent = Consent::new(consent::Parts {
             store: Arc::clone(&store),
             keys: keys.clone(),
+            identity: identity.clone(),
             vault: vault.clone(),
             oauth,
             catalog: Arc::clone(&catalog),

@@ -13,6 +13,7 @@ use crate::catalog::{Catalog, Provider, Tool};
 use crate::clock::SharedClock;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId, ToolName};
+use crate::identity::Identity;
 use crate::keys::Keys;
 use crate::oauth::{Oauth, Revocation};
 use crate::policy::{Permit, Recorded};
@@ -21,6 +22,7 @@ use crate::vault::{Grant, GrantStatus, Vault};
 
 mod callback;
 mod flow;
+mod login;
 mod request_state;
 mod session;
 mod standing;
@@ -28,8 +30,9 @@ mod visit;
 
 pub use callback::{CallbackQuery, Returned};
 pub use flow::{FLOW_TTL, FlowId, MAX_OPEN_PER_PERSON, Need};
+pub use login::{Back, LoggedIn};
 pub use session::{BrowserCookie, SESSION_TTL};
-pub use visit::{Asking, Listener, View, Visitor, redirect_uri};
+pub use visit::{Asking, Listener, SignInWay, View, Visitor, redirect_uri};
 
 use flow::{Flow, Flows, NewFlow, Stage};
 use standing::Standing;
@@ -122,6 +125,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// What seals them.
     pub keys: Keys,
+    /// Signs browsers in.
+    pub identity: Identity,
     /// The grants.
     pub vault: Vault,
     /// Exchanges the codes.
@@ -150,6 +155,7 @@ struct Inner {
     flows: Flows,
     store: Arc<dyn Store>,
     keys: Keys,
+    identity: Identity,
     vault: Vault,
     oauth: Oauth,
     catalog: Arc<Catalog>,
@@ -167,7 +173,7 @@ struct Inner {
 impl Consent {
     /// Puts consent together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, keys, vault, oauth, catalog, audit, clock, door, wait, local } = parts;
+        let Parts { store, keys, identity, vault, oauth, catalog, audit, clock, door, wait, local } = parts;
         let flows = Flows::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock));
         let wait = wait.min(MAX_WAIT);
         let ended = Notify::new();
@@ -176,6 +182,7 @@ impl Consent {
                 flows,
                 store,
                 keys,
+                identity,
                 vault,
                 oauth,
                 catalog,

@@ -12,7 +12,7 @@ use url::Url;
 use crate::clock::SharedClock;
 use crate::egress::Egress;
 use crate::failure::{Code, Failure};
-use crate::id::{Person, TenantId, UserId};
+use crate::id::{Person, Source, TenantId, UserId};
 use crate::keys::{KeyError, Keys};
 use crate::secret::Secret;
 use crate::store::{Store, StoreError};
@@ -25,6 +25,7 @@ pub mod obo_token;
 pub mod os_user;
 
 pub use application::Application;
+pub use issuer::SignIn;
 pub use obo_token::IssuedToken;
 pub use os_user::os_user_name;
 
@@ -278,6 +279,32 @@ impl Identity {
     /// The configured issuers: for the RFC 9728 document, and for signing in on the consent pages.
     pub fn issuers(&self) -> impl Iterator<Item = &issuer::Config> {
         self.issuers.configs()
+    }
+
+    /// Whether people of this source can be signed in in a browser.
+    pub fn signs_in(&self, source: &Source) -> bool {
+        self.issuers.signs_in(source)
+    }
+
+    /// Where people of this source sign in.
+    ///
+    /// # Errors
+    /// [`IdentityError::Missing`] where it has no sign-in; [`IdentityError::Unavailable`].
+    pub async fn sign_in(&self, source: &Source) -> Result<SignIn, IdentityError> {
+        self.issuers.sign_in(source).await
+    }
+
+    /// Who came back from a sign-in, by the ID token that was made for it.
+    ///
+    /// # Errors
+    /// See [`IdentityError`].
+    pub async fn verify_id_token(
+        &self,
+        source: &Source,
+        id_token: &Secret,
+        nonce: &Secret,
+    ) -> Result<Subject, IdentityError> {
+        log_refusal(self.issuers.verify_id_token(source, id_token, nonce).await)
     }
 
     fn method_for(&self, credential: &Credential) -> Result<&dyn Authenticate, IdentityError> {

@@ -22,6 +22,7 @@ use crate::secret::Secret;
 
 mod answer;
 mod revocation;
+mod sign_in;
 #[cfg(test)]
 mod tests;
 

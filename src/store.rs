@@ -31,6 +31,8 @@ pub enum Table {
     Application = 8,
     /// The newest head of an audit chain.
     AuditHead = 9,
+    /// A sign-in under way at an identity provider.
+    Login = 10,
 }
 
 /// The key of a record: a hash, so that it tells nothing about what it names.

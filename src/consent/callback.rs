@@ -56,6 +56,21 @@ impl CallbackQuery {
     }
 }
 
+impl CallbackQuery {
+    pub(super) fn state(&self) -> &str {
+        &self.state
+    }
+
+    pub(super) fn iss(&self) -> Option<&str> {
+        self.iss.as_deref()
+    }
+
+    /// The code, or the error's.
+    pub(super) fn into_answer(self) -> Result<Secret, String> {
+        self.answer
+    }
+}
+
 /// An error code as it may be shown: what is not one becomes `error`.
 fn error_code(text: &str) -> String {
     let plain = (1..=64).contains(&text.len())

@@ -8,14 +8,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::Consent;
 use super::flow::{self, FLOW_TTL, Flow, FlowId, Forwarded, Stage};
 use super::session::BrowserCookie;
+use super::{Back, Consent};
 use crate::audit::{Event, Kind};
 use crate::catalog::Provider;
 use crate::clock::later;
 use crate::failure::{Code, Failure};
-use crate::id::Person;
+use crate::id::{Person, Source};
 use crate::oauth::{Oauth, OauthError, Revocation};
 use crate::secret::{Secret, random};
 use crate::store::StoreError;
@@ -46,12 +46,25 @@ pub enum View {
     Unknown,
     /// The link was used, declined, or has expired.
     Gone,
-    /// It must sign in first. Nothing about the flow is shown before.
-    SignIn,
+    /// It must sign in first. Nothing about the flow is shown before but where its person signs in.
+    SignIn(SignInWay),
     /// It is signed in as somebody else. Nothing about the flow is shown.
     OtherPerson,
     /// It may connect.
     Ask(Box<Asking>),
+}
+
+/// How a browser signs in.
+pub enum SignInWay {
+    /// With the token that the person uses with obo.
+    Token,
+    /// At the person's identity provider.
+    Issuer {
+        /// Its name in obo.toml.
+        name: Source,
+        /// The origin that the button forwards to.
+        forward_to: String,
+    },
 }
 
 /// What the page says before the button is pressed.
@@ -148,7 +161,9 @@ impl Consent {
         }
         match self.owner_at(&flow, visitor).await? {
             Owner::Same => {}
-            Owner::Nobody => return Ok(Entered::Shut(View::SignIn)),
+            Owner::Nobody => {
+                return Ok(Entered::Shut(View::SignIn(self.sign_in_way(&flow.need.person.source).await?)));
+            }
             Owner::Other => {
                 self.note_mismatch(&flow).await;
                 return Ok(Entered::Shut(View::OtherPerson));
@@ -158,6 +173,32 @@ impl Consent {
             return Ok(Entered::Shut(View::Gone));
         };
         Ok(Entered::In { provider: std::sync::Arc::clone(provider), flow: Box::new(flow) })
+    }
+
+    /// How people of a source sign in.
+    ///
+    /// # Errors
+    /// When their issuer does not answer.
+    pub async fn sign_in_way(&self, source: &Source) -> Result<SignInWay, Failure> {
+        Ok(match self.sign_in_at(source).await? {
+            Some(sign_in) => SignInWay::Issuer {
+                name: source.clone(),
+                forward_to: sign_in.authorization_url.origin().ascii_serialization(),
+            },
+            None => SignInWay::Token,
+        })
+    }
+
+    /// Sends the browser at a link to its person's issuer, where they have one.
+    ///
+    /// # Errors
+    /// `vault_unavailable`, or the issuer does not answer.
+    pub async fn login_for(&self, id: &FlowId, visitor: &Visitor) -> Result<Option<Url>, Failure> {
+        let Some(flow) = self.inner.flows.find(id).await? else { return Ok(None) };
+        if !flow.is_open(self.inner.clock.now()) {
+            return Ok(None);
+        }
+        self.begin_login(&flow.need.person.source, Back::Connect(id.clone()), visitor).await
     }
 
     /// Whether the browser belongs to the person who started the flow (T1).

@@ -21,8 +21,11 @@ use crate::secret::Secret;
 mod jwks;
 mod jwt;
 mod keys;
+mod sign_in;
 #[cfg(test)]
 mod tests;
+
+pub use sign_in::SignIn;
 
 use jwt::Unverified;
 use keys::{IssuerKeys, NoKey};
@@ -164,18 +167,20 @@ impl Authenticate for Issuers {
         let issuer = token.issuer().and_then(|issuer| self.by_issuer.get(issuer));
         let issuer =
             issuer.ok_or_else(|| IdentityError::invalid("a signed token of an issuer that is not configured"))?;
-        issuer.verify(token, self.clock.now()).await
+        let audience = issuer.config.audience.as_deref().unwrap_or_default();
+        issuer.verify(token, audience, self.clock.now()).await
     }
 }
 
 impl Issuer {
-    async fn verify(&self, token: Unverified<'_>, now: Timestamp) -> Result<Subject, IdentityError> {
+    /// Verifies a token that is for `audience`, and reads who it is about.
+    async fn verify(&self, token: Unverified<'_>, audience: &str, now: Timestamp) -> Result<Subject, IdentityError> {
         let name = self.config.name.as_str();
         let refused = |cause: &str| IdentityError::invalid(format!("issuer {name}: {cause}"));
         // What needs no key first: junk and expired tokens cost no request to the issuer.
         let claims = token.unverified_claims();
         check_times(claims, now).map_err(refused)?;
-        check_audience(claims, self.config.audience.as_deref()).map_err(refused)?;
+        check_audience(claims, audience).map_err(refused)?;
         let keys = match self.keys.find(token.key_id(), token.algorithm()).await {
             Ok(keys) => keys,
             Err(NoKey::Unknown) => return Err(refused("signed with a key that the issuer does not publish")),
@@ -253,8 +258,10 @@ fn numeric_date(value: &Value) -> Option<i64> {
 }
 
 /// `aud` is one text or a list of them (RFC 7519 §4.1.3), and names this server.
-fn check_audience(claims: &Map<String, Value>, ours: Option<&str>) -> Result<(), &'static str> {
-    let ours = ours.ok_or("no audience is configured")?;
+fn check_audience(claims: &Map<String, Value>, ours: &str) -> Result<(), &'static str> {
+    if ours.is_empty() {
+        return Err("no audience is configured");
+    }
     match claims.get("aud") {
         Some(Value::String(audience)) if audience == ours => Ok(()),
         Some(Value::Array(list)) if list.len() <= MAX_AUDIENCES && list.iter().all(Value::is_string) => {

@@ -70,7 +70,7 @@ pub(super) fn outcome(style: RevokeStyle, answer: &Answer) -> Revocation {
 }
 
 /// HTTP Basic with both parts form-encoded first (RFC 6749 §2.3.1).
-fn basic(id: &str, secret: &Secret) -> Option<HeaderValue> {
+pub(super) fn basic(id: &str, secret: &Secret) -> Option<HeaderValue> {
     let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = format!("{}:{}", encoded(id), encoded(secret.expose()));
     let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair))).ok()?;

@@ -15,7 +15,9 @@ use sha2::{Digest, Sha256};
 use url::Url;
 
 use crate::call::Obo;
-use crate::consent::{Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, Returned, View, Visitor};
+use crate::consent::{
+    Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, LoggedIn, Returned, SignInWay, View, Visitor,
+};
 use crate::failure::Failure;
 use crate::id::Person;
 use crate::identity::Credential;
@@ -42,6 +44,7 @@ pub fn router(obo: Obo, listener: Listener, base: Url) -> Router {
     Router::new()
         .route("/connect/{flow}", get(open).post(submit))
         .route("/oauth/callback/{provider}", get(callback))
+        .route("/login/callback/{issuer}", get(login_callback))
         .route("/account/disconnect", post(disconnect))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_FORM_BYTES))
         .with_state(Pages { obo, listener, base })
@@ -115,9 +118,13 @@ async fn render_view(pages: &Pages, id: &FlowId, cookie: &BrowserCookie, view: V
     match view {
         View::Unknown => unknown(),
         View::Gone => gone(),
-        View::SignIn => {
+        View::SignIn(SignInWay::Token) => {
             let status = if wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
             page(status, &SignIn { style: STYLE, action: &action, form: &form, wrong }, None)
+        }
+        View::SignIn(SignInWay::Issuer { name, forward_to }) => {
+            let sign_in = SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str() };
+            page(StatusCode::OK, &sign_in, Some(&forward_to))
         }
         View::OtherPerson => {
             let signed_in = pages.consent().signed_in(cookie).await.ok().flatten();
@@ -165,6 +172,7 @@ struct Submitted {
 #[serde(rename_all = "snake_case")]
 enum Step {
     SignIn,
+    LogIn,
     SignOut,
     Connect,
 }
@@ -183,6 +191,11 @@ async fn submit(
     };
     match submitted.step {
         Step::SignIn => sign_in(&pages, &flow, &cookie, submitted.token).await,
+        Step::LogIn => match pages.consent().login_for(&id, &pages.visitor(cookie.clone())).await {
+            Ok(Some(url)) => see_other(url.as_str()),
+            Ok(None) => gone(),
+            Err(failure) => unavailable(&failure),
+        },
         Step::SignOut => match pages.consent().sign_out(&cookie).await {
             Ok(()) => see_other(&format!("/connect/{flow}")),
             Err(failure) => unavailable(&failure),
@@ -229,6 +242,32 @@ async fn callback(
     let Some(query) = query.as_deref().and_then(CallbackQuery::parse) else { return not_ours() };
     match pages.consent().callback(&provider, query, &pages.visitor(cookie.clone())).await {
         Ok(returned) => render_returned(&pages, &cookie, returned).await,
+        Err(failure) => unavailable(&failure),
+    }
+}
+
+async fn login_callback(
+    State(pages): State<Pages>,
+    Path(issuer): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    let cookie = pages.cookie_of(&headers).unwrap_or_default();
+    let Some(query) = query.as_deref().and_then(CallbackQuery::parse) else { return not_ours() };
+    match pages.consent().finish_login(&issuer, query, &pages.visitor(cookie)).await {
+        Ok(LoggedIn::Yes { cookie, back }) => {
+            let mut response = see_other(&back.path());
+            pages.set_cookie(&mut response, &cookie);
+            response
+        }
+        Ok(LoggedIn::NotOurs) => not_ours(),
+        Ok(LoggedIn::Refused { back }) => message(
+            StatusCode::FORBIDDEN,
+            "bad",
+            "You were not signed in",
+            "Your identity provider did not sign you in. Nothing was connected; you can try again.",
+            Some(&back.path()),
+        ),
         Err(failure) => unavailable(&failure),
     }
 }
@@ -345,6 +384,15 @@ struct SignIn<'a> {
     action: &'a str,
     form: &'a str,
     wrong: bool,
+}
+
+#[derive(Template)]
+#[template(path = "sign_in_at_issuer.html")]
+struct SignInAtIssuer<'a> {
+    style: &'a str,
+    action: &'a str,
+    form: &'a str,
+    issuer: &'a str,
 }
 
 #[derive(Template)]

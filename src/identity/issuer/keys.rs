@@ -145,13 +145,19 @@ impl IssuerKeys {
         let _ = task.await;
     }
 
-    async fn fetch(&self) -> Result<KeySet, String> {
+    /// The issuer's discovery document, fetched anew.
+    pub(super) async fn metadata(&self) -> Result<Value, String> {
         let metadata = self.discover().await?;
         // Discovery documents are forged more easily than tokens: it must speak of this issuer, to the letter
         // (RFC 8414 §3.3, OpenID Connect Discovery §4.3).
         if metadata.get("issuer").and_then(Value::as_str) != Some(self.issuer.as_str()) {
             return Err("its discovery document names another issuer".to_owned());
         }
+        Ok(metadata)
+    }
+
+    async fn fetch(&self) -> Result<KeySet, String> {
+        let metadata = self.metadata().await?;
         let url = metadata.get("jwks_uri").and_then(Value::as_str).and_then(|url| Url::parse(url).ok());
         let url = url.ok_or("its discovery document has no jwks_uri")?;
         match self.get(url).await? {

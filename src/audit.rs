@@ -49,6 +49,8 @@ pub enum FailClosed {
 pub const MAX_ACTOR_CHARS: usize = 200;
 /// How many records are made durable together, at most.
 const BATCH: usize = 128;
+/// How many records are looked at for somebody's recent calls: a page must not read a year of them.
+pub const RECENT_SCAN: usize = 10_000;
 /// How many records may wait to be written before callers wait too.
 const QUEUE: usize = 1024;
 
@@ -266,6 +268,34 @@ impl Audit {
                 }
             }
         }
+    }
+
+    /// A person's newest calls, newest first: at most `limit`, among the newest [`RECENT_SCAN`] records.
+    ///
+    /// # Errors
+    /// The operator's text, when the store cannot be read.
+    pub async fn recent_calls(&self, person: &Person, limit: usize) -> Result<Vec<Record>, String> {
+        let mut found = Vec::new();
+        let (mut before, mut read) = (u64::MAX, 0);
+        while read < RECENT_SCAN {
+            let page = self.inner.store.newest(before, 1000).await.map_err(|e| e.to_string())?;
+            let Some((last, _)) = page.last() else { break };
+            before = *last;
+            read += page.len();
+            let records = page.iter().filter_map(|(_, entry)| Record::parse(&entry.body));
+            found.extend(records.filter(|record| {
+                record.kind == Kind::Call
+                    && record.phase == Phase::Outcome
+                    && record.user.as_deref() == Some(person.user.as_str())
+                    && record.source.as_deref() == Some(person.source.as_str())
+                    && record.tenant.as_deref() == Some(person.tenant.as_str())
+            }));
+            if found.len() >= limit {
+                break;
+            }
+        }
+        found.truncate(limit);
+        Ok(found)
     }
 
     /// Checks every chain. See [`verify::Report`].

@@ -20,6 +20,7 @@ use crate::policy::{Permit, Recorded};
 use crate::store::Store;
 use crate::vault::{Grant, GrantStatus, Vault};
 
+mod account;
 mod callback;
 mod flow;
 mod login;
@@ -28,6 +29,7 @@ mod session;
 mod standing;
 mod visit;
 
+pub use account::{Account, Connection};
 pub use callback::{CallbackQuery, Returned};
 pub use flow::{FLOW_TTL, FlowId, MAX_OPEN_PER_PERSON, Need};
 pub use login::{Back, LoggedIn};

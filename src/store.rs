@@ -149,6 +149,12 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Unavailable`].
     async fn log(&self, after: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError>;
 
+    /// Reads up to `limit` log entries before position `before` (`u64::MAX` for the end), newest first, with positions.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn newest(&self, before: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError>;
+
     /// Removes records that expired before `now`, and says how many.
     ///
     /// # Errors

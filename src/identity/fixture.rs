@@ -139,6 +139,10 @@ impl Store for MemoryStore {
         Ok(Vec::new())
     }
 
+    async fn newest(&self, _: u64, _: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
+        Ok(Vec::new())
+    }
+
     async fn prune(&self, _: Timestamp) -> Result<usize, StoreError> {
         Ok(0)
     }

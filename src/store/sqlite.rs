@@ -57,6 +57,23 @@ impl SqliteStore {
     }
 }
 
+impl SqliteStore {
+    async fn log_page(&self, sql: &'static str, from: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
+        let from = i64::try_from(from).unwrap_or(i64::MAX);
+        let limit = limit.min(MAX_ROWS) as i64;
+        self.readers
+            .read(move |db| {
+                db.prepare_cached(sql)?
+                    .query_map(params![from, limit], |row| {
+                        let entry = LogEntry { writer: row.get(1)?, seq: number(row, 2)?, body: row.get(3)? };
+                        Ok((number(row, 0)?, entry))
+                    })?
+                    .collect()
+            })
+            .await
+    }
+}
+
 #[async_trait::async_trait]
 impl Store for SqliteStore {
     async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError> {
@@ -107,20 +124,13 @@ impl Store for SqliteStore {
     }
 
     async fn log(&self, after: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
-        let after = i64::try_from(after).unwrap_or(i64::MAX);
-        let limit = limit.min(MAX_ROWS) as i64;
-        self.readers
-            .read(move |db| {
-                db.prepare_cached(
-                    "SELECT position, writer, seq, body FROM log WHERE position > ?1 ORDER BY position LIMIT ?2",
-                )?
-                .query_map(params![after, limit], |row| {
-                    let entry = LogEntry { writer: row.get(1)?, seq: number(row, 2)?, body: row.get(3)? };
-                    Ok((number(row, 0)?, entry))
-                })?
-                .collect()
-            })
-            .await
+        let sql = "SELECT position, writer, seq, body FROM log WHERE position > ?1 ORDER BY position LIMIT ?2";
+        self.log_page(sql, after, limit).await
+    }
+
+    async fn newest(&self, before: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
+        let sql = "SELECT position, writer, seq, body FROM log WHERE position < ?1 ORDER BY position DESC LIMIT ?2";
+        self.log_page(sql, before, limit).await
     }
 
     async fn prune(&self, now: Timestamp) -> Result<usize, StoreError> {

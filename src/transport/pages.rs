@@ -20,10 +20,11 @@ use crate::consent::{
 };
 use crate::failure::Failure;
 use crate::id::Person;
-use crate::identity::Credential;
+use crate::identity::{Credential, IdentityError};
 use crate::oauth::Revocation;
 use crate::secret::Secret;
 
+mod account;
 mod guard;
 
 /// The style sheet, in every page. Its hash stands in the Content-Security-Policy.
@@ -45,6 +46,7 @@ pub fn router(obo: Obo, listener: Listener, base: Url) -> Router {
         .route("/connect/{flow}", get(open).post(submit))
         .route("/oauth/callback/{provider}", get(callback))
         .route("/login/callback/{issuer}", get(login_callback))
+        .route("/account", get(account::show).post(account::submit))
         .route("/account/disconnect", post(disconnect))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_FORM_BYTES))
         .with_state(Pages { obo, listener, base })
@@ -209,25 +211,25 @@ async fn submit(
 }
 
 async fn sign_in(pages: &Pages, flow: &str, cookie: &BrowserCookie, token: Option<Secret>) -> Response {
-    let Some(token) = token else { return show(pages, flow, cookie, true).await };
-    let token = Secret::new(token.expose().trim());
-    let subject = match pages.obo.authenticate(&Credential::Bearer { token, obo_user: None }).await {
-        Ok(subject) => subject,
-        Err(crate::identity::IdentityError::Unavailable { cause }) => {
-            return unavailable(&Failure::internal(cause));
-        }
-        Err(error) => {
-            tracing::info!(%error, "a sign-in on the consent page failed");
-            return show(pages, flow, cookie, true).await;
-        }
-    };
-    match pages.consent().sign_in(&subject).await {
-        Ok(cookie) => {
+    match token_cookie(pages, token).await {
+        Ok(Some(cookie)) => {
             let mut response = see_other(&format!("/connect/{flow}"));
             pages.set_cookie(&mut response, &cookie);
             response
         }
+        Ok(None) => show(pages, flow, cookie, true).await,
         Err(failure) => unavailable(&failure),
+    }
+}
+
+/// Signs a browser in with the token that was typed into a form; `None` where it is not a good one.
+async fn token_cookie(pages: &Pages, token: Option<Secret>) -> Result<Option<BrowserCookie>, Failure> {
+    let Some(token) = token else { return Ok(None) };
+    let token = Secret::new(token.expose().trim());
+    match pages.obo.authenticate(&Credential::Bearer { token, obo_user: None }).await {
+        Ok(subject) => pages.consent().sign_in(&subject).await.map(Some),
+        Err(IdentityError::Unavailable { cause }) => Err(Failure::internal(cause)),
+        Err(_) => Ok(None),
     }
 }
 

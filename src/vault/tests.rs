@@ -215,6 +215,9 @@ impl Store for Flaky {
     async fn log(&self, after: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
         self.inner.log(after, limit).await
     }
+    async fn newest(&self, before: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
+        self.inner.newest(before, limit).await
+    }
     async fn prune(&self, now: Timestamp) -> Result<usize, StoreError> {
         self.inner.prune(now).await
     }

@@ -182,6 +182,10 @@ mod cases {
         assert_eq!(store.log(all[0].0, 1).await.unwrap(), [all[1].clone()]);
         assert!(store.log(all[2].0, 10).await.unwrap().is_empty());
         assert!(store.log(u64::MAX, 10).await.unwrap().is_empty());
+        let backwards: Vec<_> = all.iter().rev().cloned().collect();
+        assert_eq!(store.newest(u64::MAX, 10).await.unwrap(), backwards);
+        assert_eq!(store.newest(all[2].0, 1).await.unwrap(), [all[1].clone()]);
+        assert!(store.newest(all[0].0, 10).await.unwrap().is_empty());
     }
 
     pub(super) async fn prune_removes_what_expired_and_nothing_else(dir: &Path, open: Open) {

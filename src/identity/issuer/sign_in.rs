@@ -77,7 +77,7 @@ impl Issuers {
         let issuer = self.named(source).ok_or(IdentityError::Missing)?;
         let client_id = issuer.config.client_id.as_deref().ok_or(IdentityError::Missing)?;
         let refused = |cause: &str| IdentityError::invalid(format!("issuer {source}: ID token: {cause}"));
-        let token = Unverified::parse(id_token.expose()).map_err(|cause| refused(cause))?;
+        let token = Unverified::parse(id_token.expose()).map_err(&refused)?;
         if token.issuer() != Some(issuer.config.issuer.as_str()) {
             return Err(refused("it is another issuer's"));
         }

@@ -108,7 +108,7 @@ impl App {
         let vault = Vault::new(Arc::clone(&store), keys.clone(), oauth.clone(), Arc::clone(&clock));
         let vault = vault.with_observer(record_refreshes(audit.clone()));
         let identity = Identity::new(
-            config.identity.clone().with_default_audience(&resource(&config)),
+            config.identity.clone(),
             Arc::clone(&store),
             keys.clone(),
             egress.clone(),
@@ -200,11 +200,6 @@ pub fn load_catalog(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
         tracing::warn!(%problem, "a manifest was left out");
     }
     Ok(Arc::new(catalog))
-}
-
-/// The canonical URI of the MCP endpoint (RFC 8707 §2).
-pub fn resource(config: &Config) -> String {
-    format!("{}/mcp", config.server.public_base())
 }
 
 /// The public address.

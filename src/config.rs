@@ -115,6 +115,7 @@ impl Config {
     pub fn parse(text: &str, name: &str, folder: &Path, environment: &Environment) -> Result<Self, ConfigError> {
         let mut config: Self = source::read(text, name, folder, environment)?;
         config.anchor(folder);
+        config.identity = config.identity.with_default_audience(&format!("{}/mcp", config.server.public_base()));
         config.check(name)?;
         Ok(config)
     }

@@ -15,6 +15,7 @@ mod contract_store;
 mod layering;
 mod life_of_a_call;
 mod processes;
+mod sign_in;
 mod transport_fake;
 mod transport_http;
 mod transport_stdio;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::provider::{self, Provider, Service};
 
 pub mod browser;
+pub mod issuer;
 pub mod mcp;
 pub mod program;
 

@@ -80,12 +80,12 @@ impl Browser {
 }
 
 impl Page {
-    /// The hidden fields of the page's form.
+    /// The hidden fields of the page's first form.
     pub fn hidden(&self) -> Vec<(String, String)> {
-        self.text
-            .match_indices("<input type=\"hidden\" ")
+        let form = self.text.split("<form ").nth(1).and_then(|rest| rest.split("</form>").next()).unwrap_or_default();
+        form.match_indices("<input type=\"hidden\" ")
             .map(|(at, _)| {
-                let tag = &self.text[at..at + self.text[at..].find('>').unwrap()];
+                let tag = &form[at..at + form[at..].find('>').unwrap()];
                 (attribute(tag, "name"), attribute(tag, "value"))
             })
             .collect()

@@ -21,6 +21,7 @@ use crate::secret::Secret;
 mod jwks;
 mod jwt;
 mod keys;
+mod seen;
 mod sign_in;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use sign_in::SignIn;
 
 use jwt::Unverified;
 use keys::{IssuerKeys, NoKey};
+use seen::Seen;
 
 /// How far the issuer's clock may differ from ours, in seconds, in either direction (RFC 7519 §4.1.4).
 pub const LEEWAY_S: i64 = 60;
@@ -136,6 +138,7 @@ fn check_issuer_url(issuer: &str) -> Result<(), &'static str> {
 /// All configured issuers.
 pub struct Issuers {
     by_issuer: BTreeMap<String, Issuer>,
+    seen: Seen,
     clock: SharedClock,
 }
 
@@ -150,7 +153,7 @@ impl Issuers {
             let keys = Arc::new(IssuerKeys::new(config.issuer.clone(), egress.clone(), Arc::clone(&clock)));
             (config.issuer.clone(), Issuer { config, keys })
         };
-        Self { by_issuer: configs.into_iter().map(issuer).collect(), clock }
+        Self { by_issuer: configs.into_iter().map(issuer).collect(), seen: Seen::new(), clock }
     }
 
     pub(super) fn configs(&self) -> impl Iterator<Item = &Config> {
@@ -162,13 +165,25 @@ impl Issuers {
 impl Authenticate for Issuers {
     async fn authenticate(&self, credential: &Credential) -> Result<Subject, IdentityError> {
         let Credential::Bearer { token, obo_user: None } = credential else { return Err(IdentityError::Missing) };
-        let token = Unverified::parse(token.expose()).map_err(IdentityError::invalid)?;
+        let now = self.clock.now();
+        if let Some(subject) = self.seen.get(token.expose(), now) {
+            return Ok(subject);
+        }
+        let text = token.expose();
+        let token = Unverified::parse(text).map_err(IdentityError::invalid)?;
         // The unverified issuer chooses among those configured, and nothing else: no request goes to any other.
         let issuer = token.issuer().and_then(|issuer| self.by_issuer.get(issuer));
         let issuer =
             issuer.ok_or_else(|| IdentityError::invalid("a signed token of an issuer that is not configured"))?;
         let audience = issuer.config.audience.as_deref().unwrap_or_default();
-        issuer.verify(token, audience, self.clock.now()).await
+        let expires = token.unverified_claims().get("exp").and_then(numeric_date);
+        let subject = issuer.verify(token, audience, now).await?;
+        // `exp` is one of the claims that were verified.
+        let expires = expires.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        if let (Some(expires), Some(fresh_until)) = (expires, issuer.keys.fresh_until()) {
+            self.seen.put(text, subject.clone(), expires.min(fresh_until));
+        }
+        Ok(subject)
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::jwks::KeySet;
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, later};
 use crate::egress::{Egress, Limits, json};
 
 /// How long keys are used without asking whether they have changed.
@@ -143,6 +143,11 @@ impl IssuerKeys {
         });
         // An error would be a panic in the task or the end of the runtime; the caller then sees the state as it was.
         let _ = task.await;
+    }
+
+    /// Until when the newest keys are believed without asking.
+    pub(super) fn fresh_until(&self) -> Option<Timestamp> {
+        self.state().fetched.map(|(at, _)| later(at, FRESH))
     }
 
     /// The issuer's discovery document, fetched anew.

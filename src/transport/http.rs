@@ -18,6 +18,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 use rmcp::model::ProtocolVersion;
 use rmcp::transport::streamable_http_server::{SessionManager as _, StreamableHttpServerConfig, StreamableHttpService};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -41,7 +42,7 @@ mod sse;
 use answer::{no_such_session, refuse, retry_after};
 pub use connection::serve;
 pub use health::Ready;
-use limits::{BODY_TIMEOUT, MAX_BODY_BYTES};
+use limits::{BODY_BUDGET_KIB, BODY_TIMEOUT, MAX_BODY_BYTES};
 use origin::Gate;
 use session::{BoundSessionManager, Evicted, Link, Sessions, Slot};
 
@@ -66,6 +67,8 @@ pub struct Setup<S> {
     /// Further routes: the pages, REST. Only `Host` is checked for them. They authenticate by their own means, and
     /// check the origin of forms themselves: a browser sends `Origin: null` with a form of a page without a referrer.
     pub further: Router,
+    /// Routes for which not even `Host` is checked. They must tell friend from stranger by other means.
+    pub unhosted: Router,
 }
 
 /// The routes, and what [`serve`] needs to end them well.
@@ -94,7 +97,7 @@ struct Stop {
 
 /// Puts the routes together.
 pub fn router<S: Service>(setup: Setup<S>) -> App {
-    let Setup { service, config, listen, issuers, ready, further } = setup;
+    let Setup { service, config, listen, issuers, ready, further, unhosted } = setup;
     let base = config.public_base();
     let gate = Arc::new(Gate::new(&config, listen));
     let stop =
@@ -118,7 +121,8 @@ pub fn router<S: Service>(setup: Setup<S>) -> App {
         .merge(described)
         .merge(further)
         .layer(middleware::from_fn_with_state(gate, origin::check_host))
-        .merge(health::router(ready));
+        .merge(health::router(ready))
+        .merge(unhosted);
     App { router, stop }
 }
 
@@ -138,6 +142,8 @@ struct Endpoint<S: Service> {
     sessions: Arc<Sessions>,
     manager: Arc<BoundSessionManager>,
     inner: Inner<S>,
+    /// KiB of bodies that may still be taken in.
+    room: Arc<Semaphore>,
     stop: Stop,
 }
 
@@ -154,7 +160,8 @@ impl<S: Service> Endpoint<S> {
         let handler = Mcp::new(service.clone(), Who::Request, settings);
         let each = handler.clone();
         let inner = StreamableHttpService::new(move || Ok(each.clone()), manager.clone(), config);
-        Self { service, handler, metadata_url, sessions, manager, inner, stop }
+        let room = Arc::new(Semaphore::new(BODY_BUDGET_KIB));
+        Self { service, handler, metadata_url, sessions, manager, inner, room, stop }
     }
 
     async fn serve(&self, request: Request) -> Result<Response, Response> {
@@ -183,6 +190,7 @@ impl<S: Service> Endpoint<S> {
     }
 
     async fn post(&self, caller: S::Caller, mut parts: Parts, body: Body) -> Result<Response, Response> {
+        let _room = self.room_for(&parts.headers).await?;
         let body = read_body(&parts.headers, body).await?;
         let message = match parse_frame(&body).map_err(|error| refuse_frame(&error))? {
             Frame::Message(message) => message,
@@ -218,6 +226,21 @@ impl<S: Service> Endpoint<S> {
             }
         }
         Ok(response)
+    }
+
+    /// Waits until a body of the announced size may be taken in; one without a size counts as the largest. Held until the
+    /// call is answered.
+    async fn room_for(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, Response> {
+        let bytes = announced_length(headers).unwrap_or(MAX_BODY_BYTES).min(MAX_BODY_BYTES);
+        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+        match tokio::time::timeout(BODY_TIMEOUT, self.room.clone().acquire_many_owned(kib)).await {
+            Ok(Ok(room)) => Ok(room),
+            _ => {
+                tracing::warn!("http.bodies_full");
+                let text = "this server is busy with large messages; try again in a minute";
+                Err(retry_after(refuse(StatusCode::SERVICE_UNAVAILABLE, text), FULL_RETRY_S))
+            }
+        }
     }
 
     async fn authenticate(&self, parts: &mut Parts) -> Result<S::Caller, Response> {
@@ -322,13 +345,16 @@ fn refuse_frame(error: &FrameError) -> Response {
     answer::json(StatusCode::BAD_REQUEST, error.to_json())
 }
 
+fn announced_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Response> {
     let too_large = || {
         let text = format!("the body is larger than {} MiB", MAX_BODY_BYTES >> 20);
         refuse(StatusCode::PAYLOAD_TOO_LARGE, text)
     };
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY_BYTES) {
+    if announced_length(headers).is_some_and(|length| length > MAX_BODY_BYTES) {
         return Err(too_large());
     }
     let read = async {

@@ -3,11 +3,14 @@
 //! They work without JavaScript; each step is one form with one button. Every form is a POST whose hidden value is bound
 //! to this browser's cookie, and whose Origin or Sec-Fetch-Site is our own.
 
+use std::time::Duration;
+
 use askama::Template;
 use axum::Router;
-use axum::extract::{Form, Path, RawQuery, State};
+use axum::extract::{Form, Path, RawQuery, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap, HeaderValue};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
@@ -32,6 +35,9 @@ const STYLE: &str = include_str!("pages/style.css");
 /// Longest form accepted, in bytes: an identity provider's token is at most 16 KiB.
 const MAX_FORM_BYTES: usize = 32 * 1024;
 
+/// Longest that a form may take to arrive.
+const FORM_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What the pages need to know.
 #[derive(Clone)]
 pub struct Pages {
@@ -48,8 +54,18 @@ pub fn router(obo: Obo, listener: Listener, base: Url) -> Router {
         .route("/login/callback/{issuer}", get(login_callback))
         .route("/account", get(account::show).post(account::submit))
         .route("/account/disconnect", post(disconnect))
-        .layer(axum::extract::DefaultBodyLimit::max(MAX_FORM_BYTES))
+        .layer(middleware::from_fn(whole_form))
         .with_state(Pages { obo, listener, base })
+}
+
+/// Reads a form whole before anything is made of it, within bounds of size and time: the pages are open to everybody.
+async fn whole_form(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let read = tokio::time::timeout(FORM_TIMEOUT, axum::body::to_bytes(body, MAX_FORM_BYTES)).await;
+    match read {
+        Ok(Ok(body)) => next.run(Request::from_parts(parts, body.into())).await,
+        Ok(Err(_)) | Err(_) => bad_form(),
+    }
 }
 
 impl Pages {
@@ -512,14 +528,18 @@ fn page(status: StatusCode, template: &impl Template, forward_to: Option<&str>) 
 }
 
 /// Headers of every page (T8): nothing is stored, framed, referred, loaded from elsewhere, or posted elsewhere. A form
-/// that ends in a redirect to the provider needs the provider's origin in `form-action`.
+/// that ends in a redirect needs the places that the redirects lead to in `form-action`, and providers send browsers on
+/// among origins that nobody lists; see docs/decisions/0003.
 fn harden(response: &mut Response, forward_to: Option<&str>) {
     use base64::Engine as _;
     let style = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(STYLE.as_bytes()));
+    let forward = match forward_to {
+        None => String::new(),
+        Some(origin) if origin.starts_with("https://") => " https:".to_owned(),
+        Some(origin) => format!(" https: {origin}"),
+    };
     let csp = format!(
-        "default-src 'none'; style-src 'sha256-{style}'; form-action 'self'{}{}; base-uri 'none'; frame-ancestors 'none'",
-        if forward_to.is_some() { " " } else { "" },
-        forward_to.unwrap_or_default(),
+        "default-src 'none'; style-src 'sha256-{style}'; form-action 'self'{forward}; base-uri 'none'; frame-ancestors 'none'",
     );
     let headers = response.headers_mut();
     for (name, value) in [

@@ -54,6 +54,7 @@ impl Server {
             issuers: vec!["https://idp.example.com".to_owned()],
             ready: Arc::new(Always(ready)),
             further: axum::Router::new().route("/further", axum::routing::post(|| async { "further" })),
+            unhosted: axum::Router::new(),
         });
         let stop = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, app, stop.clone()));

@@ -18,12 +18,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::App;
-use super::limits::{HEADER_TIMEOUT, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_HEADERS};
+use super::limits::{HEADER_TIMEOUT, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_HEADERS, WRITE_TIMEOUT};
 use crate::transport::SHUTDOWN_GRACE;
 
 /// What is kept of the grace for writing the last answers and closing connections.
@@ -51,7 +52,10 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: CancellationToken)
             accepted = accept(&listener, &room) => accepted?,
         };
         let (stream, peer, permit) = accepted;
-        let connection = connection(stream, peer, router.clone(), closing.clone());
+        let mut stream = TimeoutStream::new(stream);
+        // Reading has bounds of its own: a head, a body, and a stream that waits for something to happen.
+        stream.set_write_timeout(Some(WRITE_TIMEOUT));
+        let connection = connection(Box::pin(stream), peer, router.clone(), closing.clone());
         let cut = cut.clone();
         connections.spawn(async move {
             let _permit = permit;

@@ -5,11 +5,18 @@ use std::time::Duration;
 /// Largest body of a message, in bytes: a 25 MiB attachment, the most that mail providers take, is 34 MiB in base64.
 pub const MAX_BODY_BYTES: usize = 40 << 20;
 
+/// Most bytes of bodies that are being read or worked on at once, in KiB. One person can fill it with calls of the
+/// largest size; they then wait for each other.
+pub const BODY_BUDGET_KIB: usize = 512 << 10; // 512 MiB
+
 /// Longest that a body may take to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest that a request's head may take to arrive, also on a connection that is kept open.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest that a peer may take to read what was written for it.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Largest head of a request, in bytes; a little more may pass, as the buffer grows in steps.
 pub const MAX_HEADER_BYTES: usize = 32 << 10;

@@ -89,6 +89,7 @@ async fn accept<S: Service>(endpoint: &Endpoint<S>, request: Request) -> Result<
     let id = session_id(parts.uri.query().unwrap_or_default());
     let found = id.and_then(|id| endpoint.sessions.find(&id, caller.person()));
     let Some((_, Link::Stream { messages, pending, .. })) = found else { return Err(no_such_session()) };
+    let _room = endpoint.room_for(&parts.headers).await?;
     let body = read_body(&parts.headers, body).await?;
     let frame = match parse_frame(&body).map_err(|error| refuse_frame(&error))? {
         Frame::Message(frame) => frame,

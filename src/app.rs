@@ -14,7 +14,7 @@ use crate::catalog::Catalog;
 use crate::clock::SharedClock;
 use crate::config::{Config, ConfigError};
 use crate::consent::{self, Consent, Door, Listener};
-use crate::egress::Egress;
+use crate::egress::{Egress, is_loopback};
 use crate::executor::Executor;
 use crate::identity::Identity;
 use crate::keys::Keys;
@@ -22,7 +22,7 @@ use crate::oauth::Oauth;
 use crate::policy::Policy;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError, Table};
-use crate::transport::loopback::{Loopback, Proof, Site, owner_route};
+use crate::transport::loopback::{Loopback, Owner, Proof, Site, owner_route, shared_address};
 use crate::transport::{http, pages};
 use crate::vault::{self, Vault};
 
@@ -92,8 +92,12 @@ impl App {
     pub fn open(settings: Settings) -> Result<Self, OpenError> {
         let Settings { config, data_dir, clock, way, prompt } = settings;
         let loopback_base = loopback_base(&config)?;
+        let shared = shared_address(config.server.listen);
         let mut written = config.written_urls();
-        written.push(loopback_base.clone());
+        // Where the owner of the shared port is asked who it is.
+        written.push(
+            Url::parse(&format!("http://{shared}")).map_err(|e| ConfigError::new(format!("server.listen: {e}")))?,
+        );
         let egress = Egress::new(&config.network, &written).map_err(ConfigError::new)?;
         let catalog = load_catalog(&config)?;
 
@@ -116,10 +120,10 @@ impl App {
         )
         .map_err(ConfigError::new)?;
 
-        let proof = Proof::new(keys.clone(), data_dir, config.server.listen.port());
-        let loopback = (way != Way::Serve).then(|| {
-            Loopback::new(config.server.listen, loopback_base, proof.clone(), egress.clone(), way == Way::Local)
-        });
+        let owner = if way == Way::Serve { Owner::Site(public_url(&config)?) } else { Owner::Local };
+        let proof = Proof::new(keys.clone(), data_dir, digest_of_providers(&catalog), shared.port(), owner);
+        let loopback = (way != Way::Serve)
+            .then(|| Loopback::new(shared, loopback_base, proof.clone(), egress.clone(), way == Way::Local));
         let door: Arc<dyn Door> = match &loopback {
             Some(loopback) => Arc::clone(loopback) as Arc<dyn Door>,
             None => Arc::new(Site(public_url(&config)?)),
@@ -185,6 +189,21 @@ fn record_refreshes(audit: Audit) -> vault::Observer {
     })
 }
 
+/// What a process must have in common with another to finish its flows: the providers, and the clients at them.
+fn digest_of_providers(catalog: &Catalog) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    let mut sha = Sha256::new();
+    for provider in catalog.providers() {
+        for part in
+            [provider.id.as_str(), provider.client.as_ref().map_or("", |c| c.id.as_str()), &provider.fingerprint()]
+        {
+            sha.update((part.len() as u64).to_be_bytes());
+            sha.update(part.as_bytes());
+        }
+    }
+    sha.finalize().into()
+}
+
 /// Reads the manifests; what is wrong with one of them is logged, and leaves the others alone.
 ///
 /// # Errors
@@ -210,23 +229,21 @@ pub fn public_url(config: &Config) -> Result<Url, ConfigError> {
     Url::parse(&config.server.public_base()).map_err(|e| ConfigError::new(format!("server.public_url: {e}")))
 }
 
-/// The address of the shared loopback port: `public_url` where that is loopback, else the listening port on 127.0.0.1.
+/// The base of links and redirect URIs on the shared loopback port: `public_url`'s port where that is on loopback, else the
+/// listening port; always by address, because a browser may take `localhost` for `::1`, where nobody of ours listens.
 ///
 /// # Errors
 /// As [`public_url`].
 pub fn loopback_base(config: &Config) -> Result<Url, ConfigError> {
     let public = public_url(config)?;
-    let is_loopback = match public.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    };
-    if is_loopback && public.scheme() == "http" {
-        return Ok(public);
+    let mut shared = shared_address(config.server.listen);
+    if public.scheme() == "http"
+        && public.host().is_some_and(|host| is_loopback(&host))
+        && let Some(port) = public.port_or_known_default()
+    {
+        shared.set_port(port);
     }
-    let port = config.server.listen.port();
-    Url::parse(&format!("http://127.0.0.1:{port}")).map_err(|e| ConfigError::new(format!("server.listen: {e}")))
+    Url::parse(&format!("http://{shared}")).map_err(|e| ConfigError::new(format!("server.listen: {e}")))
 }
 
 /// All routes of `obo serve`, for a listener at `listen`.
@@ -235,9 +252,7 @@ pub fn loopback_base(config: &Config) -> Result<Url, ConfigError> {
 /// As [`public_url`].
 pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
     let base = public_url(&app.config)?;
-    let pages = pages::router(app.obo.clone(), Listener::Site, base)
-        .merge(owner_route(app.proof.clone()))
-        .fallback(pages::nothing_here);
+    let pages = pages::router(app.obo.clone(), Listener::Site, base).fallback(pages::nothing_here);
     Ok(http::router(http::Setup {
         service: Arc::new(app.obo.clone()),
         config: app.config.server.clone(),
@@ -245,6 +260,8 @@ pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
         issuers: app.obo.identity().issuers().map(|issuer| issuer.issuer.clone()).collect(),
         ready: Arc::new(Readiness { store: Arc::clone(&app.store), keys: app.keys.clone() }),
         further: pages,
+        // Neighbours ask by address, whatever the public name is.
+        unhosted: owner_route(app.proof.clone()),
     }))
 }
 

@@ -26,7 +26,7 @@ use url::Url;
 use super::pages;
 use crate::call::Obo;
 use crate::consent::{Door, Listener};
-use crate::egress::{Egress, Limits};
+use crate::egress::{Egress, EgressError, Limits};
 use crate::failure::{Code, Failure};
 use crate::keys::Keys;
 use crate::secret::random;
@@ -40,26 +40,66 @@ const CHALLENGE_TRIES: u32 = 4;
 /// How many random bytes a challenge has.
 const CHALLENGE_BYTES: usize = 32;
 
+/// Who serves the pages on a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// stdio or the command line: links begin with the loopback address.
+    Local,
+    /// `obo serve`: links begin with its public address, and ask for sign-in.
+    Site(Url),
+}
+
 /// What proves the ownership of the port.
 #[derive(Clone)]
 pub struct Proof {
     keys: Keys,
     /// Proofs of another folder, or of another machine's folder at another path, are not ours.
     data_dir: PathBuf,
+    /// Nor are those of a process that has other providers or clients: it could not finish our flows.
+    providers: [u8; 32],
     port: u16,
+    owner: Owner,
 }
 
 impl Proof {
-    /// The proof of owning `port` with the vault of `data_dir`.
-    pub fn new(keys: Keys, data_dir: PathBuf, port: u16) -> Self {
-        Self { keys, data_dir, port }
+    /// The proof of owning `port` as `owner`, with the vault of `data_dir` and these providers.
+    pub fn new(keys: Keys, data_dir: PathBuf, providers: [u8; 32], port: u16, owner: Owner) -> Self {
+        Self { keys, data_dir, providers, port, owner }
     }
 
-    async fn of(&self, challenge: &str) -> Result<String, Failure> {
+    /// What an owner answers: `local MAC`, or `site BASE MAC`.
+    async fn answer(&self, challenge: &str) -> Result<String, Failure> {
+        let mac = self.mac(challenge, &self.owner).await?;
+        Ok(match &self.owner {
+            Owner::Local => format!("local {mac}"),
+            Owner::Site(base) => format!("site {base} {mac}"),
+        })
+    }
+
+    /// Who answered, if it was an obo of this folder.
+    async fn check(&self, challenge: &str, answer: &[u8]) -> Result<Option<Owner>, Failure> {
+        let words: Vec<&str> = std::str::from_utf8(answer).unwrap_or_default().split(' ').collect();
+        let (owner, mac) = match words[..] {
+            ["local", mac] => (Owner::Local, mac),
+            ["site", base, mac] => match Url::parse(base) {
+                Ok(base) => (Owner::Site(base), mac),
+                Err(_) => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        let expected = self.mac(challenge, &owner).await?;
+        Ok(bool::from(expected.as_bytes().ct_eq(mac.as_bytes())).then_some(owner))
+    }
+
+    async fn mac(&self, challenge: &str, owner: &Owner) -> Result<String, Failure> {
         let keys = self.keys.open().await?;
         let folder = self.data_dir.as_os_str().as_encoded_bytes();
-        let mac = keys.mac("loopback owner", &[challenge.as_bytes(), &self.port.to_be_bytes(), folder]);
-        Ok(hex(&mac))
+        let base = match owner {
+            Owner::Local => "",
+            Owner::Site(base) => base.as_str(),
+        };
+        let parts = [challenge.as_bytes(), &self.port.to_be_bytes(), folder, &self.providers, base.as_bytes()];
+        Ok(hex(&keys.mac("loopback owner", &parts)))
     }
 }
 
@@ -68,18 +108,20 @@ pub fn owner_route(proof: Proof) -> Router {
     Router::new().route("/obo/owner/{challenge}", get(answer)).with_state(proof)
 }
 
-async fn answer(
-    State(proof): State<Proof>,
-    peer: Option<axum::Extension<ConnectInfo<SocketAddr>>>,
-    Path(challenge): Path<String>,
-) -> Response {
-    let near = peer.is_none_or(|peer| peer.0.0.ip().is_loopback());
+/// Answers neighbours only: the peer and the name it uses for us are both loopback. A proxy in front is a loopback peer
+/// too, and brings another name.
+async fn answer(State(proof): State<Proof>, Path(challenge): Path<String>, request: Request) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let near = peer.is_some_and(|peer| peer.0.ip().is_loopback());
+    let by_address = host_of(&request).is_some_and(|host| {
+        host.parse::<SocketAddr>().is_ok_and(|host| host.ip().is_loopback() && host.port() == proof.port)
+    });
     let well_formed = challenge.len() == 2 * CHALLENGE_BYTES && challenge.bytes().all(|b| b.is_ascii_hexdigit());
-    if !near || !well_formed {
+    if !near || !by_address || !well_formed {
         return StatusCode::NOT_FOUND.into_response();
     }
-    match proof.of(&challenge).await {
-        Ok(mac) => mac.into_response(),
+    match proof.answer(&challenge).await {
+        Ok(answer) => answer.into_response(),
         Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
 }
@@ -96,11 +138,8 @@ pub struct Loopback {
 }
 
 impl Loopback {
-    /// A door at `base`, listening on `address` once [`Loopback::serve`] runs.
+    /// A door at `base`, listening on `address` once [`Loopback::serve`] runs; see [`shared_address`].
     pub fn new(address: SocketAddr, base: Url, proof: Proof, egress: Egress, serves: bool) -> Arc<Self> {
-        // Never on another interface, whatever the server listens on.
-        let ip = if address.ip().is_loopback() { address.ip() } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
-        let address = SocketAddr::new(ip, address.port());
         Arc::new(Self { address, base, proof, egress, owned: AtomicBool::new(false), serves })
     }
 
@@ -109,7 +148,7 @@ impl Loopback {
         loop {
             match TcpListener::bind(self.address).await {
                 Ok(listener) => {
-                    let app = self.router(obo.clone());
+                    let app = self.router(obo.clone()).into_make_service_with_connect_info::<SocketAddr>();
                     self.owned.store(true, Ordering::Release);
                     let served =
                         axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned()).await;
@@ -155,18 +194,29 @@ impl Loopback {
         hosts
     }
 
-    /// Whether whoever holds the port is an obo of this data folder. `None` when nobody answers there.
-    async fn owner_is_ours(&self) -> Result<Option<bool>, Failure> {
+    /// Who holds the port.
+    async fn holder(&self) -> Result<Holder, Failure> {
         let challenge = hex(&random::<CHALLENGE_BYTES>());
         let url = format!("http://{}/obo/owner/{challenge}", self.address);
         let url = Url::parse(&url).map_err(Failure::internal)?;
-        let expected = self.proof.of(&challenge).await?;
         match self.egress.send(self.egress.request(http::Method::GET, url), CHALLENGE_LIMITS).await {
-            Ok(answer) => Ok(Some(answer.body.ct_eq(expected.as_bytes()).into())),
-            Err(crate::egress::EgressError::Unreachable(_)) => Ok(None),
-            Err(_) => Ok(Some(false)),
+            Ok(answer) => Ok(match self.proof.check(&challenge, &answer.body).await? {
+                Some(owner) => Holder::Ours(owner),
+                None => Holder::Stranger,
+            }),
+            Err(EgressError::Unreachable(_)) => Ok(Holder::Nobody),
+            // Our own rules forbid asking: a defect, and no stranger's doing.
+            Err(error @ EgressError::Forbidden(_)) => Err(Failure::internal(error)),
+            Err(_) => Ok(Holder::Stranger),
         }
     }
+}
+
+/// Who holds the port.
+enum Holder {
+    Nobody,
+    Stranger,
+    Ours(Owner),
 }
 
 #[async_trait::async_trait]
@@ -176,16 +226,23 @@ impl Door for Loopback {
             if self.owned.load(Ordering::Acquire) {
                 return Ok(self.base.clone());
             }
-            match self.owner_is_ours().await? {
-                Some(true) => return Ok(self.base.clone()),
-                Some(false) => return Err(stranger(self.address)),
-                None if !self.serves => return Err(nobody()),
+            match self.holder().await? {
+                Holder::Ours(Owner::Local) => return Ok(self.base.clone()),
+                Holder::Ours(Owner::Site(base)) => return Ok(base),
+                Holder::Stranger => return Err(stranger(self.address)),
+                Holder::Nobody if !self.serves => return Err(nobody()),
                 // The owner has just ended: this process, or another, takes over in a moment.
-                None => tokio::time::sleep(TAKE_OVER_EVERY).await,
+                Holder::Nobody => tokio::time::sleep(TAKE_OVER_EVERY).await,
             }
         }
         Err(stranger(self.address))
     }
+}
+
+/// The address of the shared port: never on another interface, whatever the server listens on.
+pub fn shared_address(listen: SocketAddr) -> SocketAddr {
+    let ip = if listen.ip().is_loopback() { listen.ip() } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    SocketAddr::new(ip, listen.port())
 }
 
 /// The door of `obo serve`: its own pages, at its public address.
@@ -203,8 +260,9 @@ fn stranger(address: SocketAddr) -> Failure {
     Failure::new(
         Code::Internal,
         format!(
-            "port {port} on this machine is held by another program, so no connect link can be given out safely; \
-             stop that program, or set server.listen in obo.toml to a free port and register the new redirect URI"
+            "port {port} on this machine is held by another program, or by an obo with another data folder or other \
+             providers, so no connect link can be given out safely; stop it, or set server.listen in obo.toml to a \
+             free port and register the new redirect URI"
         ),
     )
 }

@@ -183,6 +183,55 @@ async fn a_link_of_stdio_needs_a_sign_in_at_obo_serve() {
     serve.kill().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_server_behind_tls_gives_stdio_its_public_links() {
+    let (program, _provider) = Program::with_provider("").await;
+    let text = std::fs::read_to_string(program.config()).unwrap();
+    let public = "[server]\npublic_url = \"https://obo.example.com\"";
+    std::fs::write(program.config(), text.replacen("[server]", public, 1)).unwrap();
+    let every = format!("0.0.0.0:{}", program.port);
+    for arguments in [&["serve"][..], &["serve", "--listen", &every]] {
+        let mut serve = program.command(arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+        eventually(|| async { reachable(&format!("http://127.0.0.1:{}/healthz", program.port)).await }).await;
+        let mut client = program.stdio("alice");
+        let link = link_of(&client.call(SEND, mail("bob@example.com", "x")).await).unwrap();
+        assert!(link.starts_with("https://obo.example.com/connect/"), "{link}");
+        serve.kill().await.unwrap();
+        client.close().await;
+    }
+}
+
+#[tokio::test]
+async fn localhost_is_spelled_as_an_address() {
+    let (program, _provider) = Program::with_provider("").await;
+    let text = std::fs::read_to_string(program.config()).unwrap();
+    let public = format!("[server]\npublic_url = \"http://localhost:{}\"", program.port);
+    std::fs::write(program.config(), text.replacen("[server]", &public, 1)).unwrap();
+    let mut owner = program.stdio("alice");
+    let base = format!("http://127.0.0.1:{}/connect/", program.port);
+    let link = link_of(&owner.call(SEND, mail("bob@example.com", "1")).await).unwrap();
+    assert!(link.starts_with(&base), "{link}");
+    let mut other = program.stdio("alice");
+    let answer = other.call(SEND, mail("bob@example.com", "2")).await;
+    let link = link_of(&answer).unwrap_or_else(|| panic!("{answer} {}", other.log()));
+    assert!(link.starts_with(&base), "{link}");
+}
+
+#[tokio::test]
+async fn t21_forms_that_never_end_are_cut_off() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (program, _provider) = Program::with_provider("").await;
+    let mut client = program.stdio("alice");
+    link_of(&client.call(SEND, mail("bob@example.com", "x")).await).unwrap();
+    let mut slow = tokio::net::TcpStream::connect(("127.0.0.1", program.port)).await.unwrap();
+    let head =
+        format!("POST /connect/x HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: 1000\r\n\r\nform=", program.port);
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    slow.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400");
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn told_to_stop_it_answers_what_is_under_way() {

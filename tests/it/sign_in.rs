@@ -49,7 +49,7 @@ async fn a_person_signs_in_at_their_own_provider_and_connects() {
     assert!(page.text.contains("Sign in with corp") && !page.text.contains("name=\"token\""), "{}", page.text);
     assert!(!page.text.contains("Google") && !page.text.contains("alice"), "{}", page.text);
     let policy = page.headers["content-security-policy"].to_str().unwrap();
-    assert!(policy.contains(&format!("form-action 'self' {};", issuer.url)), "{policy}");
+    assert!(policy.contains(&format!("form-action 'self' https: {};", issuer.url)), "{policy}");
 
     let back = sign_in(&mut browser, &issuer, &link, "alice").await;
     assert_eq!((back.status, back.location.as_deref()), (303, Some(url::Url::parse(&link).unwrap().path())));

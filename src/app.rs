@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::audit::{Audit, Event, Kind};
+use crate::audit::{Audit, Event, Kind, Phase};
 use crate::call::{Obo, Stages};
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
@@ -171,20 +171,17 @@ pub async fn sweep(store: Arc<dyn Store>, clock: SharedClock) {
 /// Refreshes are recorded beside the calls that needed them, without making a call wait.
 fn record_refreshes(audit: Audit) -> vault::Observer {
     Arc::new(move |refreshed| {
-        let audit = audit.clone();
-        tokio::spawn(async move {
-            let event = Event {
-                kind: Kind::Refresh,
-                person: Some(&refreshed.person),
-                tenant: None,
-                actor: "obo",
-                provider: Some(&refreshed.provider),
-                account: Some(&refreshed.account),
-                outcome: refreshed.outcome,
-                duration: Some(refreshed.duration),
-            };
-            // Logged there.
-            let _ = audit.event(event).await;
+        audit.event_later(Event {
+            kind: Kind::Refresh,
+            phase: Phase::Outcome,
+            person: Some(&refreshed.person),
+            tenant: None,
+            actor: "obo",
+            provider: Some(&refreshed.provider),
+            account: Some(&refreshed.account),
+            what: refreshed.what,
+            failure: refreshed.failure,
+            duration: Some(refreshed.duration),
         });
     })
 }

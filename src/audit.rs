@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Effect, Tool};
 use crate::clock::SharedClock;
@@ -113,6 +114,8 @@ struct Inner {
     queue: OnceCell<mpsc::Sender<Pending>>,
     /// Records that could not be kept since the last one that could.
     lost: AtomicU64,
+    /// Records that nobody waits for.
+    later: TaskTracker,
 }
 
 /// A record on its way to the chain.
@@ -132,6 +135,7 @@ impl Audit {
                 fail_closed: config.fail_closed,
                 queue: OnceCell::new(),
                 lost: AtomicU64::new(0),
+                later: TaskTracker::new(),
             }),
         }
     }
@@ -176,11 +180,7 @@ impl Audit {
         if let Err(cause) = kept {
             let refuse = self.inner.fail_closed == FailClosed::All || entry.effect != Effect::Read;
             if refuse {
-                return Err(Failure::new(
-                    Code::AuditUnavailable,
-                    "obo cannot keep its audit record just now, so it did not make the call; try again later",
-                )
-                .because(cause));
+                return Err(unavailable(cause));
             }
         }
         Ok(Recorded::after_durable_record(permit))
@@ -197,9 +197,24 @@ impl Audit {
     /// Records something other than a call: a consent, a refresh, a disconnection, an administrative act.
     ///
     /// # Errors
-    /// The operator's text, when it could not be kept.
-    pub async fn event(&self, event: Event<'_>) -> Result<(), String> {
-        self.keep(Record::of_event(&event, self.inner.clock.now())).await
+    /// `audit_unavailable`, when it could not be kept. Whoever is about to act must not go on.
+    pub async fn event(&self, event: Event<'_>) -> Result<(), Failure> {
+        self.keep(Record::of_event(&event, self.inner.clock.now())).await.map_err(unavailable)
+    }
+
+    /// Records something that has happened, without making anybody wait.
+    pub fn event_later(&self, event: Event<'_>) {
+        let (this, record) = (self.clone(), Record::of_event(&event, self.inner.clock.now()));
+        self.inner.later.spawn(async move {
+            // Logged and counted in `keep`.
+            let _ = this.keep(record).await;
+        });
+    }
+
+    /// Waits for records on their way, at most `within`. For shutdown.
+    pub async fn drain(&self, within: Duration) {
+        self.inner.later.close();
+        let _ = tokio::time::timeout(within, self.inner.later.wait()).await;
     }
 
     async fn keep(&self, record: Record) -> Result<(), String> {
@@ -312,6 +327,8 @@ impl Audit {
 pub struct Event<'a> {
     /// What it is.
     pub kind: Kind,
+    /// About to happen, or done.
+    pub phase: Phase,
     /// Whom it concerns; none for an act on the whole server.
     pub person: Option<&'a Person>,
     /// In which tenant, where there is no person.
@@ -322,10 +339,20 @@ pub struct Event<'a> {
     pub provider: Option<&'a ProviderId>,
     /// With which account.
     pub account: Option<&'a str>,
-    /// What happened, as a dotted name: `consent.connected`.
-    pub outcome: &'a str,
+    /// What happened, as a dotted name for the record's `note`: `consent.connected`.
+    pub what: &'a str,
+    /// Why it did not work out; none: it did.
+    pub failure: Option<Code>,
     /// How long it took.
     pub duration: Option<Duration>,
+}
+
+fn unavailable(cause: String) -> Failure {
+    Failure::new(
+        Code::AuditUnavailable,
+        "obo cannot keep its audit record just now, so it did nothing; try again later",
+    )
+    .because(cause)
 }
 
 fn hex(bytes: &[u8]) -> String {

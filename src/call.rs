@@ -236,6 +236,7 @@ impl Obo {
             self.under_way.wait().await;
             self.stages.consent.drain(within).await;
             self.stages.vault.drain(within).await;
+            self.stages.audit.drain(within).await;
         };
         if tokio::time::timeout(within, all).await.is_err() {
             tracing::warn!("stopped before everything under way had ended");

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::audit::{Audit, Event, Kind};
+use crate::audit::{Audit, Event, Kind, Phase};
 use crate::catalog::{Catalog, Provider, Tool};
 use crate::clock::SharedClock;
 use crate::failure::{Code, Failure};
@@ -213,12 +213,13 @@ impl Consent {
     /// # Errors
     /// See [`NoGrant`].
     pub async fn grant_for(&self, permit: &Recorded<Permit>, ask: &Ask<'_>) -> Result<Grant, NoGrant> {
-        if let Some(state) = ask.request_state {
-            self.check_request_state(permit, state).await?;
-        }
+        let retried = match ask.request_state {
+            Some(state) => Some(self.open_request_state(permit, state).await?),
+            None => None,
+        };
         // A flow can end between a look at the grants and a look at the flow: then look at both once more.
         for _ in 0..MAX_PASSES {
-            match self.find_or_ask(permit, ask).await? {
+            match self.find_or_ask(permit, ask, retried.as_ref()).await? {
                 Some(grant) => return Ok(grant),
                 None => continue,
             }
@@ -226,11 +227,24 @@ impl Consent {
         Err(Failure::internal("a consent flow kept ending without the grant it was for").into())
     }
 
-    async fn find_or_ask(&self, permit: &Recorded<Permit>, ask: &Ask<'_>) -> Result<Option<Grant>, NoGrant> {
+    async fn find_or_ask(
+        &self,
+        permit: &Recorded<Permit>,
+        ask: &Ask<'_>,
+        retried: Option<&FlowId>,
+    ) -> Result<Option<Grant>, NoGrant> {
         let need = match self.standing(permit, ask).await? {
             Standing::Ready(grant) => return Ok(Some(*grant)),
             Standing::Missing(need) => need,
         };
+        // A retry hears what became of its own link.
+        let of_retry = match retried {
+            Some(id) => self.inner.flows.find(id).await?,
+            None => None,
+        };
+        if of_retry.as_ref().is_some_and(|flow| matches!(flow.stage, Stage::Declined)) {
+            return Err(declined().into());
+        }
         if !can_sign_in(permit.person()) {
             return Err(no_browser_sign_in(permit.person()).into());
         }
@@ -250,7 +264,9 @@ impl Consent {
             })
             .await?;
 
-        let hold = (given_before || ask.request_state.is_some()) && !ask.refused && !ask.not_enough;
+        // A link that was only just made is not waited for: the person does not have it yet.
+        let known = given_before || of_retry.is_some_and(|of_retry| of_retry.id == flow.id);
+        let hold = known && !ask.refused && !ask.not_enough;
         if hold {
             match self.hold(permit, ask, &flow.id).await? {
                 Held::Granted(grant) => return Ok(Some(*grant)),
@@ -275,13 +291,11 @@ impl Consent {
         actor: &str,
     ) -> Result<Link, Failure> {
         let base = self.inner.door.base().await?;
-        let need = Need {
-            person: person.clone(),
-            provider: provider.id.clone(),
-            scopes,
-            held: BTreeSet::new(),
-            account: None,
-        };
+        let grants = self.inner.vault.grants(person).await?;
+        let own: Vec<&Grant> = grants.iter().filter(|g| g.provider == provider.id && usable(g, provider)).collect();
+        // A provider that does not add consents up would otherwise narrow the connection that is there.
+        let held = if let [grant] = own[..] { grant.scopes.clone() } else { BTreeSet::new() };
+        let need = Need { person: person.clone(), provider: provider.id.clone(), scopes, held, account: None };
         let new = NewFlow {
             need,
             tool: None,
@@ -314,26 +328,42 @@ impl Consent {
         actor: &str,
     ) -> Result<Option<Revocation>, Failure> {
         let grants = self.inner.vault.grants(person).await?;
-        let grant = grants.iter().find(|g| g.provider.as_str() == provider && g.account.key == account_key);
-        let (Some(grant), Some(provider)) = (grant, self.inner.catalog.provider(provider)) else { return Ok(None) };
-        let revocation = self.inner.vault.disconnect(grant, provider).await?;
-        let event = Event {
+        let grant = grants.into_iter().find(|g| g.provider.as_str() == provider && g.account.key == account_key);
+        let Some(grant) = grant else { return Ok(None) };
+        let provider = self.inner.catalog.provider(provider).cloned();
+        let (this, actor) = (self.clone(), actor.to_owned());
+        // Revoked and recorded, or not begun: whoever asked may go away in the middle.
+        let task = self.inner.exchanges.spawn(async move { this.end(grant, provider, &actor).await.map(Some) });
+        task.await.map_err(|_| Failure::internal("a disconnection ended early"))?
+    }
+
+    async fn end(&self, grant: Grant, provider: Option<Arc<Provider>>, actor: &str) -> Result<Revocation, Failure> {
+        let event = |phase, what| Event {
             kind: Kind::Disconnect,
-            person: Some(person),
+            phase,
+            person: Some(&grant.person),
             tenant: None,
             actor,
             provider: Some(&grant.provider),
             account: Some(&grant.account.label),
-            outcome: match revocation {
-                Revocation::Revoked => "disconnect.revoked",
-                Revocation::NotSupported => "disconnect.not_supported",
-                Revocation::Failed => "disconnect.not_confirmed",
-            },
+            what,
+            failure: None,
             duration: None,
         };
+        self.inner.audit.event(event(Phase::Intent, "disconnect")).await?;
+        let revocation = match &provider {
+            Some(provider) => self.inner.vault.disconnect(&grant, provider).await?,
+            // Its manifest is gone: nobody knows how to revoke there, but what is kept here can go.
+            None => self.inner.vault.forget(&grant).await?,
+        };
+        let what = match revocation {
+            Revocation::Revoked => "disconnect.revoked",
+            Revocation::NotSupported => "disconnect.not_supported",
+            Revocation::Failed => "disconnect.not_confirmed",
+        };
         // Logged there.
-        let _ = self.inner.audit.event(event).await;
-        Ok(Some(revocation))
+        let _ = self.inner.audit.event(event(Phase::Outcome, what)).await;
+        Ok(revocation)
     }
 
     /// Waits until a flow has ended, and yields the label of the account that was connected.

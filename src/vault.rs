@@ -73,7 +73,9 @@ pub struct Refreshed {
     /// The account's label.
     pub account: String,
     /// `refresh.ok`, `refresh.grant_ended` or `refresh.failed`.
-    pub outcome: &'static str,
+    pub what: &'static str,
+    /// Why it gave no token; none: it did.
+    pub failure: Option<crate::failure::Code>,
     /// How long it took.
     pub duration: Duration,
 }
@@ -155,12 +157,21 @@ impl Vault {
     /// Revokes at the provider, then removes the grant here.
     ///
     /// # Errors
-    /// `vault_unavailable`: nothing was removed. `not_found`: there was nothing to remove.
+    /// `vault_unavailable`: nothing was removed, though the provider may have revoked it. `not_found`: there was nothing to
+    /// remove.
     ///
     /// # Cancellation
     /// Dropping the future does not stop it half-way.
     pub async fn disconnect(&self, grant: &Grant, provider: &Arc<Provider>) -> Result<Revocation, Failure> {
-        self.safe.disconnect(grant, Upstream::new(&self.oauth, provider)).await
+        self.safe.disconnect(grant, Some(Upstream::new(&self.oauth, provider))).await
+    }
+
+    /// Removes a grant of a provider that is no longer in the catalog: nothing is revoked.
+    ///
+    /// # Errors
+    /// As [`Vault::disconnect`].
+    pub async fn forget(&self, grant: &Grant) -> Result<Revocation, Failure> {
+        self.safe.disconnect(grant, None).await
     }
 
     /// Tells `observer` of every refresh that ended: the audit cannot be called from here.

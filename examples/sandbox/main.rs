@@ -150,7 +150,7 @@ impl Sandbox {
                 record.user.as_deref().unwrap_or("-"),
                 record.tool.as_deref().or(record.provider.as_deref()).unwrap_or("-"),
                 record.account.as_deref().unwrap_or("-"),
-                record.outcome.as_deref().unwrap_or("-"),
+                record.note.as_deref().or(record.outcome.as_deref()).unwrap_or("-"),
             );
         }
         let report = self.app.audit.verify().await?;

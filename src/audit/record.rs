@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Ending, Entry, Event, MAX_ACTOR_CHARS, hex};
+use crate::failure::Code;
 
 /// What a record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,17 +129,19 @@ impl Record {
             user: event.person.map(|p| p.user.to_string()),
             provider: event.provider.map(ToString::to_string),
             account: event.account.map(ToOwned::to_owned),
-            outcome: Some(event.outcome.to_owned()),
+            outcome: (event.phase == Phase::Outcome)
+                .then(|| event.failure.map_or("ok", |code| code.as_str()).to_owned()),
+            note: Some(event.what.to_owned()),
             duration_ms: event.duration.map(|d| d.as_millis() as u64),
-            ..Self::blank(event.kind, Phase::Outcome, event.actor.chars().take(MAX_ACTOR_CHARS).collect(), now)
+            ..Self::blank(event.kind, event.phase, event.actor.chars().take(MAX_ACTOR_CHARS).collect(), now)
         }
     }
 
     /// Says in the chain that records are missing from it.
     pub(super) fn gap(lost: u64, now: Timestamp) -> Self {
         Self {
-            outcome: Some("audit.gap".to_owned()),
-            note: Some(format!("{lost} records could not be kept before this one")),
+            outcome: Some(Code::AuditUnavailable.as_str().to_owned()),
+            note: Some(format!("audit.gap: {lost} records could not be kept before this one")),
             ..Self::blank(Kind::Admin, Phase::Outcome, "obo".to_owned(), now)
         }
     }

@@ -41,8 +41,7 @@ struct Walk {
 /// Reads the whole log and checks every chain against its sealed head.
 pub(super) async fn verify(store: &dyn Store, keys: &Keys) -> Result<Report, String> {
     let keys = keys.open().await.map_err(|e| e.to_string())?;
-    // Heads first: a record appended while the log is read is then beyond the head, never missing before it.
-    let heads = chain::heads(store, &keys).await?;
+    let before = chain::heads(store, &keys, &chain::listed(store, &keys).await?).await?;
     let mut report = Report::default();
     let mut walks: BTreeMap<String, Walk> = BTreeMap::new();
     let mut at_head: BTreeMap<String, [u8; 32]> = BTreeMap::new();
@@ -62,36 +61,45 @@ pub(super) async fn verify(store: &dyn Store, keys: &Keys) -> Result<Report, Str
                 }
                 walk.broken = true;
             }
-            if heads.iter().any(|head| head.writer == entry.writer && head.seq == entry.seq) {
+            let head = before.get(&entry.writer).and_then(Option::as_ref);
+            if head.is_some_and(|head| head.seq == entry.seq) {
                 at_head.insert(entry.writer.clone(), walk.hash);
             }
         }
     }
     report.chains = walks.len() as u64;
+    // Processes go on writing meanwhile, so what was read may reach further than the first heads; further than the heads
+    // of now nothing genuine reaches.
+    let now = chain::heads(store, &keys, &chain::listed(store, &keys).await?).await?;
 
-    for head in &heads {
-        let broken = walks.get(&head.writer).is_some_and(|walk| walk.broken);
-        match at_head.get(&head.writer) {
-            _ if broken || head.seq == 0 => {}
-            Some(hash) if *hash == head.hash => {}
-            Some(_) => report.problems.push(Problem {
-                writer: head.writer.clone(),
-                seq: head.seq,
-                what: "the record does not match the sealed head of its chain".to_owned(),
-            }),
-            None => report.problems.push(Problem {
-                writer: head.writer.clone(),
-                seq: walks.get(&head.writer).map_or(0, |walk| walk.seq) + 1,
-                what: format!("the chain ends early: its sealed head is record {}", head.seq),
-            }),
+    for (writer, head) in &before {
+        let walk = walks.get(writer);
+        let mut problem = |seq: u64, what: String| report.problems.push(Problem { writer: writer.clone(), seq, what });
+        match (head, at_head.get(writer)) {
+            _ if walk.is_some_and(|walk| walk.broken) => {}
+            (None, _) => problem(1, "the chain has lost its sealed head".to_owned()),
+            (Some(head), Some(hash)) if *hash == head.hash => {}
+            (Some(head), Some(_)) => {
+                problem(head.seq, "the record does not match the sealed head of its chain".to_owned())
+            }
+            (Some(head), None) => {
+                let from = walk.map_or(0, |walk| walk.seq) + 1;
+                problem(from, format!("the chain ends early: its sealed head is record {}", head.seq));
+            }
         }
     }
-    for writer in walks.keys().filter(|writer| !heads.iter().any(|head| &head.writer == *writer)) {
-        report.problems.push(Problem {
-            writer: writer.clone(),
-            seq: 1,
-            what: "the chain has no sealed head".to_owned(),
-        });
+    for (writer, walk) in walks.iter().filter(|(_, walk)| !walk.broken) {
+        let end = now.get(writer).and_then(Option::as_ref).map(|head| head.seq);
+        let what = match end {
+            None if before.contains_key(writer) => continue,
+            None => "the chain is not one that obo has begun".to_owned(),
+            Some(end) if walk.seq > end => {
+                "records stand beyond the sealed head of the chain: obo did not write them".to_owned()
+            }
+            Some(_) => continue,
+        };
+        let seq = end.map_or(1, |end| end + 1);
+        report.problems.push(Problem { writer: writer.clone(), seq, what });
     }
     Ok(report)
 }

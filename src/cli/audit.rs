@@ -101,7 +101,10 @@ fn rows(records: &[Record]) -> Vec<Vec<String>> {
                 (_, None) => record.provider.clone().unwrap_or_default(),
             };
             let outcome = match record.phase {
-                Phase::Outcome => record.outcome.clone().unwrap_or_default(),
+                Phase::Outcome => match (&record.outcome, &record.note) {
+                    (Some(outcome), Some(note)) => format!("{outcome} ({note})"),
+                    (outcome, note) => outcome.clone().or_else(|| note.clone()).unwrap_or_default(),
+                },
                 Phase::Intent => "unknown: it was begun, and no end is on record".to_owned(),
             };
             vec![

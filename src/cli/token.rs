@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Exit, Global, Who, actor, duration, output};
 use crate::app::Way;
-use crate::audit::{Event, Kind};
+use crate::audit::{Event, Kind, Phase};
 use crate::identity::IssuedToken;
 
 #[derive(Subcommand)]
@@ -82,15 +82,17 @@ impl Token {
     }
 }
 
-async fn record(app: &crate::app::App, person: &crate::id::Person, outcome: &str) {
+async fn record(app: &crate::app::App, person: &crate::id::Person, what: &str) {
     let event = Event {
         kind: Kind::Admin,
+        phase: Phase::Outcome,
         person: Some(person),
         tenant: None,
         actor: &actor(),
         provider: None,
         account: None,
-        outcome,
+        what,
+        failure: None,
         duration: None,
     };
     // Logged there.

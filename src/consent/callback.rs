@@ -1,6 +1,7 @@
 //! The provider's answer comes back through the browser: checked, exchanged once, and kept.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use subtle::ConstantTimeEq;
 
@@ -8,15 +9,17 @@ use super::Consent;
 use super::flow::{self, Flow, FlowId, Forwarded, Stage};
 use super::visit::{Owner, State, Visitor, scopes_to_ask};
 use crate::catalog::Provider;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::id::Person;
-use crate::oauth::{OauthError, Revocation};
+use crate::oauth::{Account, OauthError, Revocation, TokenAnswer};
 use crate::secret::Secret;
 use crate::store::StoreError;
 use crate::vault::Grant;
 
 /// Longest query of a callback, in bytes.
 const MAX_QUERY_BYTES: usize = 8 * 1024;
+/// Before the account is asked for again: the tokens are there, and would be for nothing.
+const ACCOUNT_AGAIN: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 /// Longest authorization code, in bytes. RFC 6749 leaves the size open; the longest seen are below 2 KiB.
 const MAX_CODE_BYTES: usize = 4 * 1024;
 
@@ -116,6 +119,8 @@ pub struct Connected {
     pub grant: Grant,
     /// What was asked for and not allowed, in words.
     pub withheld: Vec<String>,
+    /// The account that was asked for, where it is another one.
+    pub expected: Option<String>,
 }
 
 impl Consent {
@@ -180,7 +185,7 @@ impl Consent {
             Err(StoreError::Conflict) => return Ok(Returned::Used),
             Err(error) => return Err(flow::unavailable(error)),
         }
-        self.note(&flow, None, "consent.declined").await;
+        self.note(&flow, None, "consent.declined", Some(Code::Denied)).await;
         self.inner.ended.notify_waiters();
         Ok(Returned::Declined { provider_name: provider.name.clone() })
     }
@@ -190,7 +195,7 @@ impl Consent {
         mut flow: Flow,
         provider: &Provider,
         message: String,
-        outcome: &str,
+        what: &str,
     ) -> Result<Returned, Failure> {
         flow.stage = Stage::Open;
         match self.inner.flows.save(&mut flow).await {
@@ -198,7 +203,7 @@ impl Consent {
             Err(StoreError::Conflict) => return Ok(Returned::Used),
             Err(error) => return Err(flow::unavailable(error)),
         }
-        self.note(&flow, None, outcome).await;
+        self.note(&flow, None, what, Some(Code::ProviderError)).await;
         Ok(Returned::Failed { flow: flow.id, provider_name: provider.name.clone(), message })
     }
 
@@ -209,14 +214,17 @@ impl Consent {
         forwarded: Forwarded,
         code: Secret,
     ) -> Result<Returned, Failure> {
-        flow.stage = Stage::Exchanging;
-        match self.inner.flows.save(&mut flow).await {
-            Ok(()) => {}
-            Err(StoreError::Conflict) => return Ok(Returned::Used),
-            Err(error) => return Err(flow::unavailable(error)),
-        }
         let this = self.clone();
-        let task = self.inner.exchanges.spawn(async move { this.finish(flow, provider, forwarded, code).await });
+        // From the first write on in a task of its own: a flow must not stay behind as one that is being exchanged.
+        let task = self.inner.exchanges.spawn(async move {
+            this.note_exchange(&flow).await?;
+            flow.stage = Stage::Exchanging;
+            match this.inner.flows.save(&mut flow).await {
+                Ok(()) => this.finish(flow, provider, forwarded, code).await,
+                Err(StoreError::Conflict) => Ok(Returned::Used),
+                Err(error) => Err(flow::unavailable(error)),
+            }
+        });
         task.await.map_err(|_| Failure::internal("the exchange of a code ended early"))?
     }
 
@@ -251,11 +259,13 @@ impl Consent {
             // The grant is durable; only the link's own ending is not on record.
             tracing::warn!(%error, "a finished consent flow could not be marked as finished");
         }
-        self.note(&flow, Some(&grant.account.label), "consent.connected").await;
+        self.note(&flow, Some(&grant.account.label), "consent.connected", None).await;
         self.inner.ended.notify_waiters();
         let withheld = flow.need.scopes.iter().filter(|scope| !grant.scopes.contains(*scope));
         let withheld = withheld.map(|scope| provider.scopes.get(scope).unwrap_or(scope).clone()).collect();
+        let expected = flow.need.account.filter(|label| !label.eq_ignore_ascii_case(&grant.account.label));
         Ok(Returned::Connected(Box::new(Connected {
+            expected,
             person: flow.need.person,
             provider_name: provider.name.clone(),
             grant,
@@ -269,20 +279,34 @@ impl Consent {
         provider: &Provider,
         forwarded: &Forwarded,
         code: &Secret,
-    ) -> Result<(crate::oauth::Account, crate::oauth::TokenAnswer), OauthError> {
+    ) -> Result<(Account, TokenAnswer), OauthError> {
         let verifier = forwarded.verifier.clone().map(Secret::new);
         let oauth = &self.inner.oauth;
         let answer = oauth.exchange(provider, code, verifier.as_ref(), &forwarded.redirect_uri).await?;
-        match oauth.account(provider, &answer.access_token).await {
+        match self.account_of(provider, &answer.access_token).await {
             Ok(account) => Ok((account, answer)),
             Err(error) => {
-                // Tokens that belong to nobody known are not kept, here or there.
+                // Tokens that belong to nobody known are not kept, here or there. But a provider may revoke everything
+                // between a person and this client with them: not beside a connection that works.
+                let others = self.inner.vault.grants(&flow.need.person).await.unwrap_or_default();
+                let alone = !others.iter().any(|grant| grant.provider == provider.id);
                 let token = answer.refresh_token.as_ref().unwrap_or(&answer.access_token);
-                let revoked = oauth.revoke(provider, token).await;
-                tracing::warn!(flow = ?flow.id, revoked = revoked == Revocation::Revoked, "the connected account could not be read");
+                let revoked = alone && oauth.revoke(provider, token).await == Revocation::Revoked;
+                tracing::warn!(flow = ?flow.id, revoked, "the connected account could not be read");
                 Err(error)
             }
         }
+    }
+
+    /// Asks whose account it is; again, where the provider did not answer.
+    async fn account_of(&self, provider: &Provider, token: &Secret) -> Result<Account, OauthError> {
+        let mut answer = self.inner.oauth.account(provider, token).await;
+        for pause in ACCOUNT_AGAIN {
+            let Err(OauthError::Unavailable(_)) = &answer else { break };
+            tokio::time::sleep(pause).await;
+            answer = self.inner.oauth.account(provider, token).await;
+        }
+        answer
     }
 }
 

@@ -177,7 +177,7 @@ impl Flows {
                 self.of_person(&keys, &new.need.person).await?.into_iter().filter(|flow| flow.is_open(now)).collect();
             let same = open
                 .iter()
-                .filter(|flow| flow.need == new.need && flow.local == new.local)
+                .filter(|flow| flow.need == new.need && flow.local == new.local && flow.actor == new.actor)
                 .max_by_key(|flow| flow.expires_at);
             if let Some(flow) = same {
                 let given_before = new.call.is_some_and(|call| flow.calls.contains(&call));
@@ -256,8 +256,16 @@ impl Flows {
     async fn of_person(&self, keys: &OpenKeys, person: &Person) -> Result<Vec<Flow>, Failure> {
         let owner = keys.record_key(Table::Flow, &person.parts());
         let mut flows = Vec::new();
+        let now = self.clock.now();
         for record in self.store.owned(Table::Flow, &owner).await.map_err(unavailable)? {
-            flows.push(unseal(keys, &record).await?);
+            if record.expires_at.is_some_and(|until| until <= now) {
+                continue;
+            }
+            match unseal(keys, &record).await {
+                Ok(flow) => flows.push(flow),
+                // One bad record must not keep its person from everything.
+                Err(failure) => tracing::error!(cause = failure.cause, "a consent flow does not open"),
+            }
         }
         Ok(flows)
     }

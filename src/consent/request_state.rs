@@ -33,7 +33,8 @@ impl Consent {
         Ok(URL_SAFE_NO_PAD.encode(sealed))
     }
 
-    pub(super) async fn check_request_state(&self, permit: &Permit, state: &str) -> Result<(), NoGrant> {
+    /// The flow that a state belongs to.
+    pub(super) async fn open_request_state(&self, permit: &Permit, state: &str) -> Result<FlowId, NoGrant> {
         if state.len() > MAX_STATE_BYTES {
             return Err(NoGrant::BadRequestState);
         }
@@ -45,7 +46,7 @@ impl Consent {
             Err(error) => return Err(Failure::from(error).into()),
         };
         let body: Body = serde_json::from_slice(plain.expose()).map_err(|_| NoGrant::BadRequestState)?;
-        if self.inner.clock.now() >= body.until { Err(NoGrant::BadRequestState) } else { Ok(()) }
+        if self.inner.clock.now() >= body.until { Err(NoGrant::BadRequestState) } else { Ok(body.flow) }
     }
 }
 

@@ -11,7 +11,7 @@ use url::Url;
 use super::flow::{self, FLOW_TTL, Flow, FlowId, Forwarded, Stage};
 use super::session::BrowserCookie;
 use super::{Back, Consent};
-use crate::audit::{Event, Kind};
+use crate::audit::{Event, Kind, Phase};
 use crate::catalog::Provider;
 use crate::clock::later;
 use crate::failure::{Code, Failure};
@@ -217,22 +217,17 @@ impl Consent {
 
     pub(super) async fn note_mismatch(&self, flow: &Flow) {
         tracing::warn!(flow = ?flow.id, person = %flow.need.person, "a browser of somebody else opened a connect link");
-        self.note(flow, None, "consent.identity_mismatch").await;
+        self.note(flow, None, "consent.identity_mismatch", Some(Code::Denied)).await;
     }
 
-    pub(super) async fn note(&self, flow: &Flow, account: Option<&str>, outcome: &str) {
-        let event = Event {
-            kind: Kind::Consent,
-            person: Some(&flow.need.person),
-            tenant: None,
-            actor: &flow.actor,
-            provider: Some(&flow.need.provider),
-            account,
-            outcome,
-            duration: None,
-        };
-        // Logged there.
-        let _ = self.inner.audit.event(event).await;
+    pub(super) async fn note(&self, flow: &Flow, account: Option<&str>, what: &str, failure: Option<Code>) {
+        // What has happened has happened; a record that cannot be kept is logged and counted there.
+        let _ = self.inner.audit.event(event(flow, Phase::Outcome, account, what, failure)).await;
+    }
+
+    /// Puts it on record that a code is about to be exchanged.
+    pub(super) async fn note_exchange(&self, flow: &Flow) -> Result<(), Failure> {
+        self.inner.audit.event(event(flow, Phase::Intent, None, "consent.exchange", None)).await
     }
 
     fn asking(&self, flow: &Flow, provider: &Provider) -> Asking {
@@ -248,6 +243,27 @@ impl Consent {
             expires_in: flow.expires_in(self.inner.clock.now()),
             forward_to: provider.oauth.authorize_url.origin().ascii_serialization(),
         }
+    }
+}
+
+fn event<'a>(
+    flow: &'a Flow,
+    phase: Phase,
+    account: Option<&'a str>,
+    what: &'a str,
+    failure: Option<Code>,
+) -> Event<'a> {
+    Event {
+        kind: Kind::Consent,
+        phase,
+        person: Some(&flow.need.person),
+        tenant: None,
+        actor: &flow.actor,
+        provider: Some(&flow.need.provider),
+        account,
+        what,
+        failure,
+        duration: None,
     }
 }
 

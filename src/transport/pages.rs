@@ -340,6 +340,7 @@ async fn render_returned(pages: &Pages, cookie: &BrowserCookie, returned: Return
                 account: &grant.account.label,
                 person: &connected.person.to_string(),
                 withheld: &connected.withheld,
+                expected: connected.expected.as_deref(),
                 connection: &connection,
                 form: &form,
             };
@@ -446,6 +447,7 @@ struct ConnectedPage<'a> {
     account: &'a str,
     person: &'a str,
     withheld: &'a [String],
+    expected: Option<&'a str>,
     connection: &'a str,
     form: &'a str,
 }

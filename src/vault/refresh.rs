@@ -63,6 +63,9 @@ pub(super) struct Cooling {
     failure: Failure,
 }
 
+/// How long after it began a refresh that had no answer is still tried again.
+const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(5);
+
 /// One refresh to be made.
 struct Refresh {
     key: RecordKey,
@@ -188,7 +191,7 @@ impl Safe {
             Ok(answer) => {
                 let next = head.refreshed(&refresh.upstream.terms, answer, self.clock.now());
                 let outcome = self.commit(&keys, refresh, &refresh_token, next, generation, publish).await;
-                self.tell(&head, began, "refresh.ok");
+                self.tell(&head, began, "refresh.ok", None);
                 outcome
             }
             Err(OauthError::InvalidGrant(code)) => {
@@ -198,24 +201,25 @@ impl Safe {
                     return Ok(Issued::of(&newest));
                 }
                 tracing::warn!(provider = %head.provider, code, "vault.grant_ended");
-                self.tell(&head, began, "refresh.grant_ended");
+                self.tell(&head, began, "refresh.grant_ended", Some(Code::AuthorizationRequired));
                 self.end(&keys, refresh, newest, generation).await
             }
             Err(error) => {
-                self.tell(&head, began, "refresh.failed");
+                self.tell(&head, began, "refresh.failed", Some(Code::ProviderError));
                 Err(TokenError::Failed(failure(&refresh.upstream, &error)))
             }
         }
     }
 
     /// Tells the observer of a refresh that the provider was asked for.
-    fn tell(&self, head: &Head, began: Timestamp, outcome: &'static str) {
+    fn tell(&self, head: &Head, began: Timestamp, what: &'static str, failure: Option<Code>) {
         let Some(observer) = self.observer.get() else { return };
         observer(Refreshed {
             person: head.person.clone(),
             provider: head.provider.clone(),
             account: head.account.label.clone(),
-            outcome,
+            what,
+            failure,
             duration: remaining(began, self.clock.now()),
         });
     }
@@ -231,9 +235,16 @@ impl Safe {
 
     /// Asks the provider; again, where it is unknown whether it rotated the token: it may still accept the old one.
     async fn ask(&self, refresh: &Refresh, token: &Secret) -> Result<TokenAnswer, OauthError> {
+        let began = tokio::time::Instant::now();
         let mut answer = refresh.upstream.endpoint.refresh(token).await;
         for pause in self.pace.again {
             let Err(OauthError::Unavailable(cause)) = &answer else { break };
+            // Nothing was sent, or the provider asks to wait: its answer would be the same. And whoever hangs once will
+            // hang again, while others wait for the lease.
+            let pointless = ["unreachable", "forbidden_address", "status_429"].contains(&cause.as_str());
+            if pointless || began.elapsed() > ASK_AGAIN_WITHIN {
+                break;
+            }
             tracing::warn!(provider = %refresh.upstream.terms.id, cause, "vault.refresh_retried");
             tokio::time::sleep(pause).await;
             answer = refresh.upstream.endpoint.refresh(token).await;

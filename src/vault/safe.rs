@@ -19,7 +19,7 @@ use crate::oauth::{Account, Revocation, TokenAnswer};
 use crate::store::{Lease, Record, RecordKey, Store, StoreError, Table, Write};
 
 /// How long a grant may be held by another process: a refresh that waits for a slow provider.
-const LEASE_WAIT: Duration = Duration::from_secs(30);
+const LEASE_WAIT: Duration = Duration::from_secs(60);
 
 /// How often a deposit is tried: its tokens were given for a code that works once.
 const DEPOSIT_TRIES: u32 = 6;
@@ -90,7 +90,11 @@ impl Safe {
         let owner = keys.record_key(Table::Grant, &person.parts());
         let mut grants = Vec::new();
         for record in self.store.owned(Table::Grant, &owner).await.map_err(unavailable)? {
-            grants.push(unseal(&keys, person, &record).await?.head.grant());
+            match unseal(&keys, person, &record).await {
+                Ok(stored) => grants.push(stored.head.grant()),
+                // One bad record must not keep its person from every other connection.
+                Err(failure) => tracing::error!(cause = failure.cause, "vault.grant_does_not_open"),
+            }
         }
         grants.sort_by(|a, b| {
             (a.provider.as_str(), &a.account.label, &a.account.key).cmp(&(
@@ -164,17 +168,25 @@ impl Safe {
         Ok(head.grant())
     }
 
-    pub(super) async fn disconnect(self: &Arc<Self>, grant: &Grant, upstream: Upstream) -> Result<Revocation, Failure> {
+    /// Ends a grant; without an upstream, only here.
+    pub(super) async fn disconnect(
+        self: &Arc<Self>,
+        grant: &Grant,
+        upstream: Option<Upstream>,
+    ) -> Result<Revocation, Failure> {
         let safe = Arc::clone(self);
-        let (person, account) = (grant.person.clone(), grant.account.key.clone());
+        let (person, provider, account) = (grant.person.clone(), grant.provider.clone(), grant.account.key.clone());
         self.to_its_end(async move {
             let keys = safe.keys.open().await?;
-            let key = key_of(&keys, &person, &upstream.terms.id, &account);
+            let key = key_of(&keys, &person, &provider, &account);
             // A refresh under way ends first; one that would begin finds nothing.
             let _lease = safe.lease(&key).await?;
             let gone = || Failure::new(Code::NotFound, "there is no such connection any more");
             let mut stored = safe.read(&keys, &person, &key).await?.ok_or_else(gone)?;
-            let revocation = revoke(&stored.head, &upstream).await;
+            let revocation = match &upstream {
+                Some(upstream) => revoke(&stored.head, upstream).await,
+                None => Revocation::NotSupported,
+            };
             loop {
                 let delete = Write::Delete { table: Table::Grant, key, generation: stored.generation };
                 match safe.store.apply(vec![delete]).await {

@@ -162,7 +162,7 @@ async fn t1_nobody_else_can_finish_a_flow() {
     obo.press(&mut bobs, &bobs_link, "bob").await;
     assert_eq!(bobs.get(&back).await.status, 403, "a browser signed in as Bob");
     assert_eq!(obo.provider.token_requests(), 0);
-    let noted = obo.app.audit.read(|r| r.outcome.as_deref() == Some("consent.identity_mismatch")).await.unwrap();
+    let noted = obo.app.audit.read(|r| r.note.as_deref() == Some("consent.identity_mismatch")).await.unwrap();
     assert_eq!(noted.len(), 2);
     assert!(noted.iter().all(|record| record.user.as_deref() == Some("alice")));
 

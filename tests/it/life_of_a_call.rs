@@ -110,6 +110,6 @@ async fn consent_for_one_tool_is_not_consent_for_the_next() {
     // Both work now, on one connection.
     value_of(&alice.call("Google_SearchEmails", arguments).await);
     value_of(&alice.call("Google_SendEmail", mail("bob@example.com", "y")).await);
-    let person = obo.app.audit.read(|r| r.outcome.as_deref() == Some("consent.connected")).await.unwrap();
+    let person = obo.app.audit.read(|r| r.note.as_deref() == Some("consent.connected")).await.unwrap();
     assert_eq!(person.len(), 2);
 }

@@ -9,6 +9,7 @@ import { after, before, test } from "node:test";
 import { openBrowser, Person } from "./lib/browser.mjs";
 import { legacyHttp, legacySse, modernHttp, python, stdio } from "./lib/clients.mjs";
 import { leaks, spellings } from "./lib/leaks.mjs";
+import { MODERN, raw, request, REVISIONS } from "./lib/raw.mjs";
 import {
   assertAuthorizationText, assertDone, assertLink, channelId, CHANNELS, EVENT, event, MAIL, mail, MESSAGE, message, PATHS,
 } from "./lib/tools.mjs";
@@ -61,6 +62,11 @@ async function runsAs(user, tool, work) {
   return result;
 }
 
+/** Asks until the answer is yes, or for ten seconds. */
+async function until(isSo) {
+  for (const end = Date.now() + 10_000; !(await isSo()); ) assert.ok(Date.now() < end, "it did not come about");
+}
+
 function firstName(user) {
   return String(user).split("@")[0];
 }
@@ -89,38 +95,96 @@ test("every client lists the tools, named both ways", async () => {
   await modernHttp(world.url, tokens.alice, check);
 });
 
-test("2025-11-25 without URL elicitation: the link is in the text", async () => {
-  for (const capabilities of [{}, { elicitation: {} }]) {
-    const result = await legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")), capabilities);
-    assertAuthorizationText(world.url, "google", result);
+/** What a call that needs consent looks like, by what client and server agreed on. */
+function shapeOf(revision, opensLinks) {
+  if (!opensLinks || revision < "2025-11-25") return "text";
+  return revision === MODERN ? "input_required" : "-32042";
+}
+
+/** Asserts the shape of an answer and returns its link. */
+function assertShape(shape, answer) {
+  if (shape === "text") return assertAuthorizationText(world.url, "google", answer.result);
+  if (shape === "-32042") {
+    assert.equal(answer.error?.code, -32042, JSON.stringify(answer));
+    const [elicitation, ...more] = answer.error.data.elicitations;
+    assert.deepEqual([elicitation.mode, more.length], ["url", 0]);
+    assert.ok(elicitation.elicitationId);
+    assert.ok(answer.error.message.includes(elicitation.url), "clients that show the message alone show the link too");
+    assertLink(world.url, elicitation.url);
+    return elicitation.url;
+  }
+  assert.equal(answer.result?.resultType, "input_required", JSON.stringify(answer));
+  assert.ok(answer.result.requestState);
+  assert.equal(answer.result.content, undefined);
+  const { method, params } = answer.result.inputRequests["consent:google"];
+  assert.deepEqual([method, params.mode], ["elicitation/create", "url"]);
+  assertLink(world.url, params.url);
+  return params.url;
+}
+
+const SHAPES = ["http", "sse"].flatMap((transport) =>
+  REVISIONS.flatMap((revision) =>
+    [{}, { elicitation: {} }, CAN_OPEN_LINKS].map((capabilities) => ({ transport, revision, capabilities })),
+  ),
+);
+
+test("each revision, over each transport, is asked in its own shape", async (t) => {
+  for (const [n, { transport, revision, capabilities }] of SHAPES.entries()) {
+    // HTTP+SSE ended with 2025-11-25; a newer client is offered that.
+    const agreed = transport === "sse" && revision === MODERN ? "2025-11-25" : revision;
+    const shape = shapeOf(agreed, capabilities === CAN_OPEN_LINKS);
+    await t.test(`${revision}, ${transport}, ${JSON.stringify(capabilities)}: ${shape}`, async () => {
+      const client = { url: world.url, token: tokens.alice, transport, revision, capabilities };
+      const answer = await raw(client, async ({ revision: spoken, ask }) => {
+        assert.equal(spoken, agreed);
+        // Other arguments every time: the same call would be held until its link was used.
+        return ask("tools/call", { name: MAIL, arguments: mail(`shape ${n}`) });
+      });
+      answers.push({ from: `raw answer ${n}`, text: JSON.stringify(answer) });
+      assertShape(shape, answer);
+    });
   }
 });
 
-test("2025-11-25 with URL elicitation: error -32042 with the link", async () => {
-  const calling = legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")), CAN_OPEN_LINKS);
-  const error = await calling.then(() => assert.fail("the call went through"), (error) => error);
-  assert.equal(error.code, -32042, error);
-  const [elicitation, ...more] = error.data.elicitations;
-  assert.deepEqual([elicitation.mode, more.length], ["url", 0]);
-  assert.ok(elicitation.elicitationId);
-  assertLink(world.url, elicitation.url);
-  assert.ok(error.message.includes(elicitation.url), "clients that show the message alone show the link too");
+test("2025-03-26 has batches, the others do not", async () => {
+  const batch = [
+    request("a", "tools/list"),
+    { jsonrpc: "2.0", method: "notifications/cancelled", params: { requestId: "nothing" } },
+    request("b", "tools/call", { name: MAIL, arguments: mail("in a batch") }),
+    request("c", "nonsense"),
+  ];
+  for (const revision of REVISIONS.filter((revision) => revision !== MODERN)) {
+    await raw({ url: world.url, token: tokens.alice, transport: "http", revision }, async ({ post }) => {
+      const response = await post(batch);
+      if (revision !== "2025-03-26") {
+        assert.equal(response.status, 400, revision);
+        assert.equal((await response.json()).error.code, -32600);
+        return;
+      }
+      assert.equal(response.status, 200);
+      const [list, called, unknown, ...more] = await response.json();
+      assert.deepEqual([list.id, called.id, unknown.id, more.length], ["a", "b", "c", 0]);
+      assert.ok(list.result.tools.some(({ name }) => name === MAIL));
+      assertShape("text", called);
+      assert.equal(unknown.error.code, -32601);
+      assert.equal((await post([batch[1]])).status, 202);
+      assert.equal((await post([])).status, 400);
+    });
+  }
 });
 
-test("2026-07-28 without URL elicitation: the link is in the text", async () => {
-  const result = await modernHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")));
-  assertAuthorizationText(world.url, "google", result);
-});
+test("real clients understand what they are answered", async () => {
+  const text = (subject) => (client) => call(client, MAIL, mail(subject));
+  assertAuthorizationText(world.url, "google", await legacyHttp(world.url, tokens.alice, text("legacy")));
+  assertAuthorizationText(world.url, "google", await legacySse(world.url, tokens.alice, text("sse")));
+  assertAuthorizationText(world.url, "google", await modernHttp(world.url, tokens.alice, text("modern")));
 
-test("HTTP+SSE: the link is in the text", async () => {
-  const result = await legacySse(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")));
-  assertAuthorizationText(world.url, "google", result);
-});
+  const asking = legacyHttp(world.url, tokens.alice, text("elicited"), CAN_OPEN_LINKS);
+  const error = await asking.then(() => assert.fail("the call went through"), (error) => error);
+  assertShape("-32042", { error });
 
-test("2026-07-28: a person who declines gets the link as text", async () => {
-  const result = await modernHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")), async () => "decline");
-  assert.equal(result.isError, true);
-  assert.match(result.content[0].text, /\/connect\//);
+  const declined = await modernHttp(world.url, tokens.alice, text("declined"), async () => "decline");
+  assertAuthorizationText(world.url, "google", declined);
 });
 
 test("nothing was sent so far", async () => {
@@ -128,7 +192,7 @@ test("nothing was sent so far", async () => {
 });
 
 test("somebody else's link is of no use", async () => {
-  const result = await legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("one")));
+  const result = await legacyHttp(world.url, tokens.alice, (c) => call(c, MAIL, mail("for alice alone")));
   const link = assertAuthorizationText(world.url, "google", result);
   const mallory = await Person.at(browser, { name: "bob", token: tokens.bob });
   await mallory.open(link, "other-person-1-link");
@@ -163,13 +227,62 @@ test("alice connects in her browser while the call waits, and the mail goes out 
   assert.equal((await people.alice.page.goto(shown)).status(), 410, "the flow is spent");
 });
 
-test("bob is still nobody at Google, and connects for himself", async () => {
-  const asked = await legacySse(world.url, tokens.bob, (c) => call(c, MAIL, mail("from bob")));
+test("bob is still nobody at Google; the call he makes again is held until he has connected for himself", async () => {
+  const make = () => legacySse(world.url, tokens.bob, (c) => call(c, MAIL, mail("from bob")));
+  const link = assertAuthorizationText(world.url, "google", await make());
+  const begun = async () => (await world.audit()).filter((r) => r.user === "bob" && r.phase === "intent").length;
+  const before = await begun();
+  await runsAs("bob", MAIL, async () => {
+    const held = make();
+    // It is under way before he goes to the page.
+    await until(async () => (await begun()) > before);
+    const text = await people.bob.consent(link, { account: "bob@example.com", title: "google-bob" });
+    assert.match(text, /connected as bob@example\.com/i);
+    assertDone(await held);
+  });
+  assertDone(await runsAs("bob", MAIL, make));
+});
+
+test("a page that says no says what to do next", async () => {
+  const visitor = await Person.at(browser, { name: "carol", token: tokens.carol });
+  const shows = async (status, text) => {
+    const page = visitor.seen.at(-1);
+    assert.equal(page.status, status, page.text);
+    assert.match(page.text, text);
+  };
+  await visitor.open(`${world.url}/`, "says-no-nothing-here");
+  await shows(404, /obo server/);
+  await visitor.open(`${world.url}/connect/AbCdEfGhIjKlMnOpQrStUvWxYz012345`, "says-no-unknown-link");
+  await shows(404, /no such link.*new link/s);
+  await visitor.open(`${world.url}/oauth/callback/google?state=nonsense&code=x`, "says-no-not-ours");
+  await shows(400, /nothing was connected/i);
+
+  const asked = await legacyHttp(world.url, tokens.carol, (c) => call(c, MAIL, mail("from carol")));
   const link = assertAuthorizationText(world.url, "google", asked);
-  const text = await people.bob.consent(link, { account: "bob@example.com", title: "google-bob" });
-  assert.match(text, /connected as bob@example\.com/i);
-  const again = () => legacySse(world.url, tokens.bob, (c) => call(c, MAIL, mail("from bob")));
-  assertDone(await runsAs("bob", MAIL, again));
+  await visitor.open(link, "says-no-carol-1-link");
+  visitor.token = "obo_wrong";
+  await visitor.signIn("says-no-wrong-token");
+  await shows(401, /not valid/);
+  visitor.token = tokens.carol;
+  await visitor.signIn("says-no-carol-2-signed-in");
+
+  // The provider fails while the code is exchanged: nothing is kept, and the link stays good.
+  const { base } = world.providers.google;
+  const fault = { path: "/token", method: "POST", times: 1, kind: "server_error" };
+  await fetch(`${base}/_testbed/fault`, { method: "POST", body: JSON.stringify(fault) });
+  await visitor.press("says-no-carol-3-provider");
+  await visitor.press("says-no-provider-failed", visitor.page.locator("button", { hasText: "alice@example.com" }).first());
+  await shows(502, /could not be connected.*try again/is);
+
+  // She tries again and declines, as a provider reports it (RFC 6749 section 4.1.2.1).
+  await visitor.press("says-no-carol-4-again", visitor.page.getByRole("link", { name: "Try again" }));
+  await visitor.press("says-no-carol-5-provider");
+  const state = new URL(visitor.page.url()).searchParams.get("state");
+  await visitor.open(`${world.url}/oauth/callback/google?error=access_denied&state=${state}`, "says-no-declined");
+  await shows(200, /did not allow/i);
+  await visitor.open(link, "says-no-gone");
+  await shows(410, /new link/);
+  people.carol = visitor;
 });
 
 test("more scopes are asked for when a tool needs them", async () => {
@@ -257,17 +370,36 @@ test("an access token that expired is refreshed without anybody noticing", async
   assertDone(await runsAs("bob", MAIL, () => legacyHttp(world.url, tokens.bob, (c) => call(c, MAIL, mail("refreshed")))));
 });
 
-test("the account page shows a person's own connections", async () => {
-  await people.bob.open(`${world.url}/account`, "account");
-  await people.bob.signIn("account-signed-in");
-  const { text } = people.bob.seen.at(-1);
-  assert.match(text, /bob@example\.com/);
-  assert.doesNotMatch(text, /alice@example\.com/);
+test("the page that says what was connected can undo it", async () => {
+  assert.match(people.bob.seen.at(-1).title, /^slack-post-bob-4-connected$/);
+  await people.bob.press("slack-bob-disconnected");
+  assert.match(people.bob.seen.at(-1).text, /disconnected/i);
+  const asked = await legacyHttp(world.url, tokens.bob, (c) => call(c, CHANNELS, { limit: 5 }));
+  assertAuthorizationText(world.url, "slack", asked);
+  const state = await (await fetch(`${world.providers.slack.base}/_testbed/state`)).json();
+  const living = state.tokens.filter((t) => firstName(t.user) === "bob" && !t.dead && t.scopes.includes("chat:write"));
+  assert.deepEqual(living, [], "the provider's token is void too");
+});
+
+/** The pages of obo's that anybody has seen. */
+function ownPages() {
+  return Object.values(people).flatMap(({ seen }) => seen).filter(({ url }) => url.startsWith(world.url));
+}
+
+test("every page of obo's can be read on a narrow screen and used with a keyboard", () => {
+  for (const { title, narrow, controls, reached } of ownPages()) {
+    assert.ok(narrow.wide <= 320, `${title} is ${narrow.wide} px wide`);
+    assert.equal(reached.length, controls, `${title}: what the keyboard reaches`);
+    for (const { name, outline, height } of reached) {
+      assert.ok(outline >= 2, `${title}: where the focus is on ${name} cannot be seen`);
+      assert.ok(height >= 40, `${title}: ${name} is ${height} px high`);
+    }
+  }
 });
 
 test("every page of obo's says what a browser must not do", () => {
-  const pages = Object.values(people).flatMap(({ seen }) => seen).filter(({ url }) => url.startsWith(world.url));
-  assert.ok(pages.length > 10, `${pages.length} pages`);
+  const pages = ownPages();
+  assert.ok(pages.length > 20, `${pages.length} pages`);
   for (const { title, headers, html } of pages) {
     assert.match(headers["content-security-policy"], /default-src 'none'.*frame-ancestors 'none'/, title);
     assert.match(headers["cache-control"], /no-store/, title);
@@ -277,15 +409,13 @@ test("every page of obo's says what a browser must not do", () => {
 });
 
 test("the audit names each call's person, and verifies", async () => {
-  const shown = await world.run(["audit", "show", "--json"]);
-  assert.equal(shown.code, 0, shown.stderr);
-  const records = shown.stdout.trim().split("\n").map((line) => JSON.parse(line));
+  const records = await world.audit();
   const done = records.filter((r) => r.kind === "call" && r.phase === "outcome" && r.outcome === "ok");
   for (const [tool, name] of [[MAIL, "Google.SendEmail"], [EVENT, "GoogleCalendar.CreateEvent"], [MESSAGE, "Slack.PostMessage"]]) {
     const recorded = done.filter((r) => r.tool === name).map((r) => r.user).sort();
     assert.deepEqual(recorded, (await ranAs(tool)).map(firstName).sort(), name);
   }
-  assert.ok(!shown.stdout.includes("from alice"), "no argument's text");
+  assert.ok(!JSON.stringify(records).includes("from alice"), "no argument's text");
   const verified = await world.run(["audit", "verify"]);
   assert.equal(verified.code, 0, verified.stderr);
 });
@@ -303,7 +433,7 @@ test("disconnecting ends the provider's tokens too", async () => {
 test("no secret is in any log, answer, page or file", async () => {
   const secrets = [...(await world.secrets()), ...Object.values(tokens)];
   assert.ok(secrets.length > 10, `${secrets.length} secrets`);
-  const pages = Object.values(people).flatMap(({ seen }) => seen).filter(({ url }) => url.startsWith(world.url));
+  const pages = ownPages();
   const remains = [
     ...world.remains(),
     ...answers.map(({ from, text }) => ({ from, bytes: Buffer.from(text) })),

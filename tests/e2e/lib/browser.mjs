@@ -15,7 +15,7 @@ const FLAGS = [
   "--disable-sync",
 ];
 const PICTURES = process.env.OBO_E2E_SCREENSHOTS;
-const SIZES = { narrow: { width: 360, height: 740 }, wide: { width: 1280, height: 800 } };
+const SIZES = { narrow: { width: 320, height: 640 }, wide: { width: 1280, height: 800 } };
 
 export async function openBrowser() {
   return chromium.launch({ executablePath: process.env.OBO_E2E_CHROMIUM, args: FLAGS });
@@ -29,7 +29,7 @@ export class Person {
     person.token = token;
     person.context = await browser.newContext({ javaScriptEnabled: javascript, viewport: SIZES.wide });
     person.page = await person.context.newPage();
-    person.seen = []; // [{url, status, text, headers}] of obo's own pages
+    person.seen = []; // what was on each page, and how it can be used
     return person;
   }
 
@@ -37,7 +37,9 @@ export class Person {
   async look(title, response) {
     const headers = response ? await response.allHeaders() : {};
     const text = await this.page.locator("body").innerText();
-    this.seen.push({ title, url: this.page.url(), status: response?.status(), headers, text, html: await this.page.content() });
+    const use = await this.use();
+    const html = await this.page.content();
+    this.seen.push({ title, url: this.page.url(), status: response?.status(), headers, text, html, ...use });
     if (PICTURES) {
       mkdirSync(PICTURES, { recursive: true });
       for (const scheme of ["light", "dark"]) {
@@ -50,6 +52,28 @@ export class Person {
       await this.page.setViewportSize(SIZES.wide);
     }
     return text;
+  }
+
+  /** How wide the page is on a narrow screen, and what the keyboard reaches on it, with the outline that shows it. */
+  async use() {
+    await this.page.setViewportSize(SIZES.narrow);
+    const wide = await this.page.evaluate(() => document.documentElement.scrollWidth);
+    await this.page.setViewportSize(SIZES.wide);
+    const controls = await this.page.locator("button, a, input:not([type=hidden])").count();
+    const reached = new Map();
+    // One more than there are: between the last and the first the focus is on none of them.
+    for (let n = 0; n <= controls; n++) {
+      await this.page.keyboard.press("Tab");
+      const { name, ...seen } = await this.page.evaluate(() => {
+        const { activeElement: at } = document;
+        const { outlineStyle, outlineWidth } = getComputedStyle(at);
+        const outline = outlineStyle === "none" ? 0 : parseFloat(outlineWidth);
+        const name = at === document.body ? null : at.outerHTML.slice(0, 60);
+        return { name, outline, height: at.getBoundingClientRect().height };
+      });
+      if (name !== null) reached.set(name, { name, ...seen });
+    }
+    return { narrow: { wide }, controls, reached: [...reached.values()] };
   }
 
   async open(url, title) {

@@ -105,6 +105,13 @@ ${provider("google")}${provider("slack")}`,
     return token;
   }
 
+  /** The audit's records. */
+  async audit() {
+    const { code, stdout, stderr } = await this.run(["audit", "show", "--json"]);
+    if (code !== 0) throw new Error(`obo audit show: exit ${code}, ${stderr}`);
+    return stdout.trim().split("\n").filter(Boolean).map((line) => JSON.parse(line));
+  }
+
   /** Starts `obo serve` and waits until it is ready. */
   async serve() {
     this.server = spawn(this.obo, ["serve", ...this.options, "--log", "json"], {

@@ -134,7 +134,8 @@ impl Config {
         if self.server.metrics_listen.is_some() {
             return Err(wrong("server.metrics_listen: this version has no metrics yet; remove the key".to_owned()));
         }
-        self.identity.check().map_err(wrong)?;
+        let resource = format!("{}/mcp", self.server.public_base());
+        self.identity.clone().with_default_audience(&resource).check().map_err(wrong)?;
         self.vault.check().map_err(wrong)?;
         self.policy.check().map_err(wrong)?;
         Ok(())
@@ -201,6 +202,14 @@ mod tests {
         assert_eq!(secret.expose(), "s3cret");
         let missing = parse("[providers.google]\nclient_id = \"a\"\nclient_secret = \"env:NOPE\"").err().unwrap();
         assert!(missing.contains("providers.google.client_secret") && missing.contains("NOPE"), "{missing}");
+    }
+
+    #[test]
+    fn an_issuer_without_an_audience_has_the_one_of_this_server() {
+        let issuer = "[[identity.issuer]]\nname = \"corp\"\nissuer = \"https://idp.example.com\"\ntenant = \"acme\"\n";
+        parse(issuer).unwrap();
+        let same = parse(&format!("{issuer}client_id = \"http://127.0.0.1:9999/mcp\"")).err().unwrap();
+        assert!(same.contains("client_id"), "{same}");
     }
 
     #[test]

@@ -213,7 +213,7 @@ pub fn load_catalog(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
     }
     let catalog = Catalog::load(&config.tools, &providers).map_err(ConfigError::new)?;
     for problem in catalog.problems() {
-        tracing::warn!(%problem, "a manifest was left out");
+        tracing::warn!(%problem, "left out of the catalog");
     }
     Ok(Arc::new(catalog))
 }

@@ -122,7 +122,8 @@ impl Config {
 
     /// Makes paths absolute.
     fn anchor(&mut self, folder: &Path) {
-        let anchor = |path: &mut PathBuf| *path = folder.join(&*path);
+        // By its components, so that "./tools" leaves no dot in messages.
+        let anchor = |path: &mut PathBuf| *path = folder.join(&*path).components().collect();
         self.vault.key.path.as_mut().map(anchor);
         self.network.ca_file.as_mut().map(anchor);
         self.tools.dirs.iter_mut().for_each(anchor);
@@ -172,7 +173,7 @@ impl VaultConfig {
                     .to_owned())
             }
             (keys::SourceName::File, Some(path)) if !path.is_file() => Err(format!(
-                "vault.key.path: {} is not a file that can be read; make one with `obo init`",
+                "vault.key.path: {} is not a file that can be read; name the file that holds this vault's key, or for a new vault write 32 random bytes into it",
                 path.display()
             )),
             _ => Ok(()),
@@ -210,6 +211,21 @@ mod tests {
         parse(issuer).unwrap();
         let same = parse(&format!("{issuer}client_id = \"http://127.0.0.1:9999/mcp\"")).err().unwrap();
         assert!(same.contains("client_id"), "{same}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_said_to_stand_where_it_was_written() {
+        let environment = Environment::from([("OBO_SERVER__LISTEN", "here")]);
+        let wrong =
+            |text| Config::parse(text, "obo.toml", Path::new("/etc/obo"), &environment).err().unwrap().to_string();
+        assert_eq!(
+            wrong(""),
+            "OBO_SERVER__LISTEN: server.listen: invalid socket address syntax; write ADDRESS:PORT, such as 127.0.0.1:8787"
+        );
+        assert_eq!(
+            wrong("[server]\nlisten = \"127.0.0.1:1\"\nconsent_wait = 5\n"),
+            "obo.toml: server.consent_wait: invalid type: integer `5`, expected a string"
+        );
     }
 
     #[test]

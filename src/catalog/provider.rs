@@ -288,7 +288,10 @@ impl ProviderConfig {
             return Err(format!("{} is empty: write the provider's client id, or leave the key out", key("client_id")));
         }
         if self.client_id.is_none() && self.client_secret.is_some() {
-            return Err(format!("{} is missing: a client secret is of no use without it", key("client_id")));
+            return Err(format!(
+                "{} is missing; write it beside client_secret, which is of no use alone",
+                key("client_id")
+            ));
         }
         if let Some(origin) = &self.origin {
             check_url(origin).map_err(|reason| format!("{} {reason}", key("origin")))?;

@@ -32,7 +32,7 @@ impl Environment {
     /// Variables that are keys: `OBO_SERVER__LISTEN` is `server.listen`. Others with the prefix are not looked at.
     fn keys(&self) -> impl Iterator<Item = (&str, Vec<String>, &str)> {
         self.0.iter().filter_map(|(name, value)| {
-            let rest = name.strip_prefix(PREFIX).filter(|rest| rest.contains("__"))?;
+            let rest = name.strip_prefix(PREFIX).filter(|_| name.contains("__"))?;
             Some((name.as_str(), rest.to_lowercase().split("__").map(str::to_owned).collect(), value.as_str()))
         })
     }
@@ -62,6 +62,7 @@ pub(super) fn read(text: &str, name: &str, folder: &Path, environment: &Environm
     if let Some(unknown) = unknown_keys(&schema, &value).first() {
         return Err(ConfigError(format!("{name}: {unknown}")));
     }
+    let mut written_in = BTreeMap::new();
     for (variable, path, text) in environment.keys() {
         let mut only = Value::Object(Map::new());
         put(&mut only, &path, variable_value(&schema, &path, text))
@@ -72,9 +73,10 @@ pub(super) fn read(text: &str, name: &str, folder: &Path, environment: &Environm
         let place = at(&only, &path).cloned().unwrap_or_default();
         put(&mut value, &path, place)
             .map_err(|()| ConfigError(format!("{variable}: {} is not a table in {name}", path.join("."))))?;
+        written_in.insert(path.join("."), variable);
     }
     resolve_secrets(&mut value, folder, environment)?;
-    deserialise(value, name)
+    deserialise(value, |path| written_in.get(path).copied().unwrap_or(name))
 }
 
 /// A value from a variable: text where text is expected, else TOML.
@@ -183,17 +185,29 @@ fn secret(text: &str, key: &str, folder: &Path, environment: &Environment) -> Re
     Ok(text.to_owned())
 }
 
-fn deserialise<T: DeserializeOwned>(value: Value, name: &str) -> Result<T, ConfigError> {
+/// `written_in` says where a key was written: the file, or a variable.
+fn deserialise<'a, T: DeserializeOwned>(value: Value, written_in: impl Fn(&str) -> &'a str) -> Result<T, ConfigError> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let path = e.path().to_string();
         // The inner text of an error can repeat the value it did not like; at a secret's key it is left out.
         let what = if path.contains("secret") || path == "vault.url" {
             "is not text".to_owned()
         } else {
-            e.inner().to_string()
+            with_mend(e.inner().to_string())
         };
-        ConfigError(format!("{name}: {path}: {}", what.replace('\n', " ")))
+        ConfigError(format!("{}: {path}: {}", written_in(&path), what.replace('\n', " ")))
     })
+}
+
+/// Adds what to write, where the error of a library's type says only what is wrong.
+fn with_mend(what: String) -> String {
+    if what.contains("invalid socket address syntax") {
+        return format!("{what}; write ADDRESS:PORT, such as 127.0.0.1:8787");
+    }
+    if what.contains("relative URL without a base") {
+        return format!("{what}; write it whole, such as https://obo.example.com");
+    }
+    what
 }
 
 /// A syntax error with its line, and without the source text, which may hold a secret.

@@ -177,7 +177,8 @@ impl Obo {
                 }
                 match executor.run(permit, &token).await {
                     Ok(ran) => Ok(ran),
-                    Err(RunError::TokenRejected { .. }) => Err(rejected(&grant).into()),
+                    Err(RunError::TokenRejected { may_repeat: false }) => Err(half_done(&grant).into()),
+                    Err(RunError::TokenRejected { may_repeat: true }) => Err(rejected(&grant).into()),
                     Err(RunError::ScopeMissing(_)) => Err(self.ask_again(permit, &not_enough).await),
                     Err(RunError::Failed(failure)) => Err(failure.into()),
                 }
@@ -299,10 +300,8 @@ fn half_done(grant: &Grant) -> Failure {
 }
 
 fn rejected(grant: &Grant) -> Failure {
-    Failure::new(
-        Code::ProviderError,
-        format!("{} refuses a token that it has just issued; try again later", grant.provider),
-    )
+    let message = format!("{} refuses a token that it has just issued; try again later", grant.provider);
+    Failure { can_retry: true, ..Failure::new(Code::ProviderError, message) }
 }
 
 impl From<Failure> for Stop {

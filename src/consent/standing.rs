@@ -26,7 +26,7 @@ impl Consent {
             let known: Vec<String> = grants.iter().map(|grant| grant.account.label.clone()).collect();
             grants.retain(|g| g.account.key == wanted || g.account.label.eq_ignore_ascii_case(wanted));
             if grants.is_empty() && !known.is_empty() {
-                return Err(which_account(&provider.name, &known));
+                return Err(no_such_account(&provider.name, &known));
             }
         }
 
@@ -69,6 +69,16 @@ impl Consent {
             account: account.map(|grant| grant.account.label.clone()),
         }
     }
+}
+
+fn no_such_account(provider: &str, labels: &[String]) -> Failure {
+    Failure::new(
+        Code::AccountRequired,
+        format!(
+            "the person has connected no {provider} account of that name; leave `account` out, or set it to one of: {}",
+            labels.join(", ")
+        ),
+    )
 }
 
 fn which_account(provider: &str, labels: &[String]) -> Failure {

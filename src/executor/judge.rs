@@ -204,7 +204,11 @@ fn other(tool: &Tool, at: Circumstances, status: StatusCode, wait: Option<Durati
     let provider = &tool.provider.name;
     let number = status.as_u16();
     let (code, can_retry, message) = match number {
-        300..=399 => (Code::ProviderError, false, format!("{provider} sent obo elsewhere, which it does not follow")),
+        300..=399 => (
+            Code::ProviderError,
+            false,
+            format!("{provider} sent obo elsewhere, where it does not go; tell the operator of this obo server"),
+        ),
         413 => (Code::TooLarge, false, format!("{provider} says that the request is too large; send less")),
         408 | 425 => (Code::ProviderError, true, format!("{provider} did not take the request; try again")),
         409 | 412 => (
@@ -219,7 +223,9 @@ fn other(tool: &Tool, at: Circumstances, status: StatusCode, wait: Option<Durati
             format!("{provider} failed; the request may have been done; look before you repeat it"),
         ),
         500..=599 => (Code::ProviderError, true, format!("{provider} failed; try again later")),
-        _ => (Code::ProviderError, false, format!("{provider} answered with an error")),
+        _ => {
+            (Code::ProviderError, false, format!("{provider} answered with an error; do not repeat the call unchanged"))
+        }
     };
     let mut failure = Failure::new(code, format!("{message}{quoted}")).with_status(number).after(wait);
     failure.can_retry = can_retry && (tool.effect == Effect::Read || !at.writes);

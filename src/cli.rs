@@ -11,6 +11,7 @@ use crate::config::{Config, ConfigError, Environment, default_data_dir};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source, TenantId, UserId};
 use crate::identity::os_user_name;
+use crate::keys::KeyError;
 
 mod audit;
 mod call;
@@ -27,7 +28,10 @@ mod stdio;
 mod token;
 mod tools;
 
-pub use logs::{LogFormat, start as start_logs};
+use logs::LogFormat;
+
+/// The heading of the options that every command has, so that they do not stand between a command's own.
+const GLOBAL: &str = "Global options";
 
 /// On behalf of: tools that act as the person who asked, never as a shared account.
 #[derive(Parser)]
@@ -46,14 +50,22 @@ pub struct Cli {
 
 #[derive(Args)]
 struct Global {
-    /// The configuration file [default: obo.toml in the user's configuration folder]
-    #[arg(long, global = true, value_name = "FILE", env = "OBO_CONFIG")]
+    /// The configuration file [default: $OBO_CONFIG, else obo.toml in the user's configuration folder]
+    #[arg(long, global = true, value_name = "FILE", env = "OBO_CONFIG", hide_env = true, help_heading = GLOBAL)]
     config: Option<PathBuf>,
-    /// Where the vault is kept [default: obo in the user's data folder]
-    #[arg(long, global = true, value_name = "DIR", env = "OBO_DATA_DIR")]
+    /// Where the vault is kept [default: $OBO_DATA_DIR, else obo in the user's data folder]
+    #[arg(long, global = true, value_name = "DIR", env = "OBO_DATA_DIR", hide_env = true, help_heading = GLOBAL)]
     data_dir: Option<PathBuf>,
     /// How logs are written to stderr; RUST_LOG sets the level
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "text|json",
+        default_value_t = LogFormat::Text,
+        hide_possible_values = true,
+        help_heading = GLOBAL
+    )]
     log: LogFormat,
 }
 
@@ -71,7 +83,7 @@ enum Command {
     Disconnect(connections::Disconnect),
     /// Call one tool, through the same path as a client's call
     Call(call::Call),
-    /// The tools
+    /// List the tools that are offered, or show one
     #[command(subcommand)]
     Tools(tools::Tools),
     /// The providers, and the redirect URI to register at each
@@ -173,6 +185,13 @@ impl From<OpenError> for Exit {
     }
 }
 
+impl From<KeyError> for Exit {
+    /// A key that is missing or wrong is mended in obo.toml, or where obo.toml says that the key is.
+    fn from(error: KeyError) -> Self {
+        Self { code: 64, text: format!("vault.key: {error}") }
+    }
+}
+
 impl From<Failure> for Exit {
     /// Whoever runs the command is the operator: they read the cause too.
     fn from(failure: Failure) -> Self {
@@ -205,6 +224,13 @@ impl Global {
         })
     }
 
+    /// Puts the parts together, and opens the vault's key.
+    async fn unlock(&self, config: Config, way: Way) -> Result<App, Exit> {
+        let app = self.open(config, way)?;
+        app.keys.open().await?;
+        Ok(app)
+    }
+
     fn open(&self, config: Config, way: Way) -> Result<App, Exit> {
         let data_dir = self.data_dir()?;
         let prompt = Some(passphrase::prompt());
@@ -213,9 +239,14 @@ impl Global {
 }
 
 impl Cli {
-    /// How logs are to be written.
-    pub fn log_format(&self) -> LogFormat {
-        self.global.log
+    /// Starts the logs as this command has them. A server tells what it does; a command that ends says itself how it
+    /// ended, and a log line beside that would say it twice.
+    pub fn start_logs(&self) {
+        let level = match self.command {
+            Command::Stdio(_) | Command::Serve(_) => "info",
+            _ => "warn,obo::call=off",
+        };
+        logs::start(self.global.log, level);
     }
 
     /// Runs the command.
@@ -243,4 +274,19 @@ impl Cli {
 /// The actor of commands: whoever types them.
 fn actor() -> String {
     format!("cli:{}", os_user_name().map_or_else(|_| "unknown".to_owned(), |user| user.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_the_help() {
+        let exit = |code| Exit::from(Failure::new(code, "x")).code();
+        assert_eq!(exit(Code::Denied), 4);
+        assert_eq!(exit(Code::AuthorizationRequired), 3);
+        assert_eq!(exit(Code::ProviderError), 1);
+        assert_eq!(Exit::from(ConfigError::new("x")).code(), 64);
+        assert_eq!(Exit::from(KeyError::Unusable("x".to_owned())).code(), 64);
+    }
 }

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use obo::cli::{Cli, start_logs};
+use obo::cli::Cli;
 
 fn main() -> ExitCode {
     keep_secrets_out_of_crashes();
     let cli = Cli::parse();
-    start_logs(cli.log_format());
+    cli.start_logs();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

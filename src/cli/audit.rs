@@ -51,7 +51,7 @@ impl Audit {
                     is(&user, &record.user)
                         && is(&tenant, &record.tenant)
                         && is(&source, &record.source)
-                        && is(&tool, &record.tool)
+                        && tool.as_ref().is_none_or(|tool| record.tool.as_ref().is_some_and(|has| same_tool(tool, has)))
                         && since.is_none_or(|since| later(record.time, since) >= now)
                 };
                 let records = app.audit.read(wanted).await.map_err(Exit::failed)?;
@@ -60,10 +60,15 @@ impl Audit {
                         .iter()
                         .try_for_each(|record| output::line(serde_json::to_string(record).map_err(Exit::failed)?));
                 }
+                if records.is_empty() {
+                    eprintln!("No record is like that.");
+                    return Ok(());
+                }
                 let rows = rows(&records);
                 output::table(&["TIME (UTC)", "WHO", "WHAT", "AS", "THROUGH", "OUTCOME"], &rows)
             }
             Audit::Verify { json } => {
+                app.keys.open().await?;
                 let report = app.audit.verify().await.map_err(Exit::failed)?;
                 if json {
                     output::json(&report)?;
@@ -85,6 +90,11 @@ impl Audit {
             }
         }
     }
+}
+
+/// Whether a tool is meant, in either spelling.
+fn same_tool(asked: &str, name: &str) -> bool {
+    asked == name || asked == name.replace('.', "_")
 }
 
 /// A line for each thing that happened: an intent is shown only where its outcome is missing.

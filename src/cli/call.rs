@@ -5,6 +5,7 @@ use std::io::Read as _;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::tools::not_offered;
 use super::{Exit, Global, Who, actor, output};
 use crate::app::Way;
 use crate::call::{Outcome, Request};
@@ -49,7 +50,7 @@ impl Call {
         let subject = app.obo.authenticate(&credential).await.map_err(Exit::failed)?;
 
         if self.dry_run {
-            let tool = app.obo.tool(&subject, &self.tool).ok_or_else(|| unknown(&app, &self.tool))?;
+            let tool = app.obo.tool(&subject, &self.tool).ok_or_else(|| not_offered(&app.catalog, &self.tool))?;
             arguments.remove("account");
             let arguments = tool.arguments(arguments)?;
             return output::json(&executor::plan(&tool, &arguments)?);
@@ -61,7 +62,7 @@ impl Call {
         match outcome {
             Outcome::Value(Value::String(text)) if !self.json => output::line(text),
             Outcome::Value(value) => output::json(&value),
-            Outcome::UnknownTool => Err(unknown(&app, &self.tool)),
+            Outcome::UnknownTool => Err(not_offered(&app.catalog, &self.tool)),
             Outcome::BadRequestState => Err(Exit::failed("the request state is not valid")),
             Outcome::Authorization(link) => {
                 if self.json {
@@ -100,7 +101,10 @@ impl Call {
                         "retry_after_ms": failure.retry_after.map(|after| after.as_millis() as u64),
                         "status": failure.status,
                     }}))?;
-                    return Err(Exit::quiet(if failure.code == Code::Denied { 4 } else { 1 }));
+                }
+                if failure.code == Code::VaultUnavailable {
+                    // Where it is the key, that is a matter of obo.toml.
+                    app.keys.open().await?;
                 }
                 Err(failure.into())
             }
@@ -117,14 +121,6 @@ impl Call {
         }
         text
     }
-}
-
-fn unknown(app: &crate::app::App, name: &str) -> Exit {
-    let nearest = crate::schema::nearest(name, app.catalog.tools().map(|tool| tool.name.as_str()));
-    Exit::failed(match nearest {
-        Some(nearest) => format!("there is no tool {name:?} here; did you mean {nearest}?"),
-        None => format!("there is no tool {name:?} here; see `obo tools list`"),
-    })
 }
 
 fn read_input(input: &str) -> Result<Map<String, Value>, Exit> {

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, Global, Who, actor, output};
 use crate::app::{App, Way};
 use crate::catalog::Provider;
+use crate::failure::{Code, Failure};
 use crate::transport;
 
 /// How long the last page may take to reach the browser.
@@ -31,6 +32,11 @@ pub(super) struct Connect {
     who: Who,
 }
 
+/// The person was asked and did not connect: that is an end, not something to be asked for again (exit code 3).
+fn not_connected(failure: Failure) -> Exit {
+    if failure.code == Code::AuthorizationRequired { Exit::failed(failure.message) } else { failure.into() }
+}
+
 impl Connect {
     pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
         let config = global.config()?;
@@ -44,6 +50,7 @@ impl Connect {
             return Err(Exit { code: 64, text: super::providers::no_client(&provider) });
         }
         let scopes = self.scopes(&app, &provider)?;
+        app.keys.open().await?;
 
         let stop = transport::signal::on_signal().map_err(Exit::failed)?;
         let pages = CancellationToken::new();
@@ -57,7 +64,7 @@ impl Connect {
         output::line(&link.url)?;
         eprintln!("Waiting for you to connect {} (Ctrl-C to stop) …", provider.name);
         let account = tokio::select! {
-            account = app.obo.consent().wait_for(&link.flow) => account?,
+            account = app.obo.consent().wait_for(&link.flow) => account.map_err(not_connected)?,
             () = stop.cancelled() => return Err(Exit::failed("stopped before the account was connected")),
         };
         app.obo.drain(transport::SHUTDOWN_GRACE).await;

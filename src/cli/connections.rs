@@ -21,7 +21,7 @@ impl Connections {
     pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
         let config = global.config()?;
         let person = self.who.person()?;
-        let app = global.open(config, Way::Command)?;
+        let app = global.unlock(config, Way::Command).await?;
         let grants = app.obo.consent().connections(&person).await?;
         if self.json {
             let rows: Vec<_> = grants
@@ -78,7 +78,7 @@ impl Disconnect {
     pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
         let config = global.config()?;
         let person = self.who.person()?;
-        let app = global.open(config, Way::Command)?;
+        let app = global.unlock(config, Way::Command).await?;
         let mut grants = app.obo.consent().connections(&person).await?;
         grants.retain(|grant| grant.provider.as_str() == self.provider);
         let labels: Vec<String> = grants.iter().map(|grant| grant.account.label.clone()).collect();

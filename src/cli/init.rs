@@ -59,7 +59,12 @@ impl Init {
             SourceName::Passphrase => {
                 "source = \"passphrase\"      # asked for on a terminal, else read from OBO_VAULT_PASSPHRASE".to_owned()
             }
-            SourceName::Env => "source = \"env\"\nenv = \"OBO_VAULT_KEY\"         # 32 bytes in base64".to_owned(),
+            SourceName::Env => {
+                eprintln!(
+                    "Set OBO_VAULT_KEY to 32 random bytes in base64 (`openssl rand -base64 32`) wherever obo runs, and keep them: without them the vault cannot be opened."
+                );
+                "source = \"env\"\nenv = \"OBO_VAULT_KEY\"         # 32 bytes in base64".to_owned()
+            }
             SourceName::File => {
                 let key = folder.join("vault.key");
                 if key.exists() {

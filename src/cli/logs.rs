@@ -8,7 +8,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(super) enum LogFormat {
     /// Lines for people.
     Text,
     /// A JSON object a line.
@@ -22,9 +22,9 @@ const SILENT: &str = "rmcp=error";
 const QUIET: &[&str] =
     &["hyper", "hyper_util", "h2", "reqwest", "rustls", "tower", "axum", "zbus", "keyring_core", "cedar_policy"];
 
-/// Starts logging. The level is RUST_LOG's, else `info`.
-pub fn start(format: LogFormat) {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// Starts logging. The level is RUST_LOG's, else `level`.
+pub(super) fn start(format: LogFormat, level: &str) {
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     if let Ok(directive) = SILENT.parse() {
         filter = filter.add_directive(directive);
     }

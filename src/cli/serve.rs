@@ -32,6 +32,8 @@ impl Serve {
                 "server.listen: {address} cannot be listened on: {e}; stop what holds it, or choose another port"
             ))
         })?;
+        // At the start, where the operator sees it, rather than at the first call.
+        app.keys.open().await?;
         if app.catalog.tools().next().is_none() {
             tracing::warn!(
                 "no tool is offered yet: give a provider its client in obo.toml; `obo providers list` shows which"

@@ -42,7 +42,7 @@ pub(super) enum Token {
 
 impl Token {
     pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
-        let app = global.open(global.config()?, Way::Command)?;
+        let app = global.unlock(global.config()?, Way::Command).await?;
         let tokens = app.obo.identity().tokens();
         match self {
             Token::Issue { user, tenant, group, ttl } => {
@@ -56,6 +56,10 @@ impl Token {
                 let tokens = tokens.list(None).await?;
                 if json {
                     return output::json(&tokens.iter().map(as_json).collect::<Vec<_>>());
+                }
+                if tokens.is_empty() {
+                    eprintln!("No token was issued yet. `obo token issue --user NAME` issues one.");
+                    return Ok(());
                 }
                 let now = app.clock.now();
                 let rows: Vec<Vec<String>> = tokens

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Exit, Global, output};
 use crate::app::load_catalog;
-use crate::catalog::{Effect, Tool};
+use crate::catalog::{Catalog, Tool};
 
 #[derive(Subcommand)]
 pub(super) enum Tools {
@@ -32,33 +32,26 @@ impl Tools {
             Tools::List { json: true } => output::json(&catalog.tools().map(|tool| as_json(tool)).collect::<Vec<_>>()),
             Tools::List { json: false } => {
                 if catalog.tools().next().is_none() {
-                    eprintln!(
-                        "No tool is offered: no provider has a client yet. `obo providers list` shows what to register."
-                    );
+                    eprintln!("{}", nothing_offered(&catalog));
                     return Ok(());
                 }
                 let rows: Vec<Vec<String>> = catalog
                     .tools()
-                    .map(|tool| vec![tool.name.to_string(), effect(tool).to_owned(), tool.title.clone()])
+                    .map(|tool| vec![tool.name.to_string(), tool.effect.as_str().to_owned(), tool.title.clone()])
                     .collect();
                 output::table(&["TOOL", "EFFECT", "WHAT"], &rows)
             }
             Tools::Show { tool: name, json } => {
-                let tool = catalog.find(&name).ok_or_else(|| {
-                    let nearest = crate::schema::nearest(&name, catalog.tools().map(|tool| tool.name.as_str()));
-                    let hint =
-                        nearest.map_or_else(|| "see `obo tools list`".to_owned(), |n| format!("did you mean {n}?"));
-                    Exit::failed(format!("there is no tool {name:?} here; {hint}"))
-                })?;
+                let tool = catalog.find(&name).ok_or_else(|| not_offered(&catalog, &name))?;
                 if json {
                     return output::json(&as_json(tool));
                 }
                 output::line(format!("{}: {}\n", tool.name, tool.title))?;
                 output::line(format!("{}\n", tool.description.trim()))?;
                 output::line(format!("provider   {}", tool.provider.name))?;
-                output::line(format!("effect     {}", effect(tool)))?;
+                output::line(format!("effect     {}", tool.effect.as_str()))?;
                 for (i, set) in tool.scopes_any_of.iter().enumerate() {
-                    output::line(format!("{}     {}", if i == 0 { "scopes" } else { "  or  " }, set.join(" ")))?;
+                    output::line(format!("{}     {}", if i == 0 { "scopes" } else { "or    " }, set.join(" ")))?;
                 }
                 output::line("\narguments (JSON Schema)")?;
                 output::json(&tool.input)
@@ -67,12 +60,26 @@ impl Tools {
     }
 }
 
-fn effect(tool: &Tool) -> &'static str {
-    match tool.effect {
-        Effect::Read => "read",
-        Effect::Write => "write",
-        Effect::Destructive => "destructive",
+fn nothing_offered(catalog: &Catalog) -> &'static str {
+    if catalog.providers().any(|provider| provider.client.is_some()) {
+        "No tool is offered: tools.enable in obo.toml names none of a provider that has a client."
+    } else {
+        "No tool is offered: no provider has a client yet. `obo providers list` shows what to register."
     }
+}
+
+/// Why a tool cannot be had, and what to do about it. For the operator: whoever else asks is told nothing of this.
+pub(super) fn not_offered(catalog: &Catalog, name: &str) -> Exit {
+    let known = catalog.known_tools().find(|tool| tool.name.as_str() == name || tool.name.underscored() == name);
+    if let Some(tool) = known {
+        return match tool.provider.client {
+            None => Exit { code: 64, text: super::providers::no_client(&tool.provider) },
+            Some(_) => Exit::failed(format!("{} is not offered; add it to tools.enable in obo.toml", tool.name)),
+        };
+    }
+    let nearest = crate::schema::nearest(name, catalog.tools().map(|tool| tool.name.as_str()));
+    let hint = nearest.map_or_else(|| "see `obo tools list`".to_owned(), |nearest| format!("did you mean {nearest}?"));
+    Exit::failed(format!("there is no tool {name:?} here; {hint}"))
 }
 
 fn as_json(tool: &Tool) -> serde_json::Value {

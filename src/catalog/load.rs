@@ -763,23 +763,6 @@ mod tests {
         assert!(catalog.problems()[0].reason.contains("there is no provider"), "{:?}", catalog.problems());
     }
 
-    /// `UPDATE_SCHEMAS=1 cargo test schemas_are_current` rewrites the files.
-    #[test]
-    fn schemas_are_current() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
-        for (name, schema) in schemas() {
-            let current = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-            let file = folder.join(name);
-            if std::env::var_os("UPDATE_SCHEMAS").is_some() {
-                fs::create_dir_all(&folder).unwrap();
-                fs::write(&file, &current).unwrap();
-            }
-            let written = fs::read_to_string(&file).unwrap_or_default();
-            let same = |text: &str| serde_json::from_str::<Value>(text).ok();
-            assert_eq!(same(&written), same(&current), "{name} is not current; run UPDATE_SCHEMAS=1 cargo test");
-        }
-    }
-
     proptest::proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,200}", cut in 0usize..2000) {

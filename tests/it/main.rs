@@ -12,6 +12,7 @@ mod support;
 
 mod consent;
 mod contract_store;
+mod files;
 mod layering;
 mod life_of_a_call;
 mod processes;

@@ -17,6 +17,7 @@ mod layering;
 mod life_of_a_call;
 mod processes;
 mod sign_in;
+mod provider_answers;
 mod transport_fake;
 mod transport_http;
 mod transport_stdio;

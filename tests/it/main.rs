@@ -10,6 +10,7 @@
 mod provider;
 mod support;
 
+mod cli;
 mod consent;
 mod contract_store;
 mod files;

@@ -19,6 +19,7 @@ mod life_of_a_call;
 mod processes;
 mod sign_in;
 mod provider_answers;
+mod readme;
 mod tools_snapshot;
 mod transport_fake;
 mod transport_http;

@@ -595,7 +595,9 @@ async fn the_audit_is_shown_as_it_is_asked_for() {
         actor: "test",
         provider: None,
         account: None,
-        outcome: "old",
+        phase: obo::audit::Phase::Outcome,
+        what: "old",
+        failure: None,
         duration: None,
     };
     app.audit.event(old).await.unwrap();

@@ -63,16 +63,17 @@ impl Connect {
         }
         output::line(&link.url)?;
         eprintln!("Waiting for you to connect {} (Ctrl-C to stop) …", provider.name);
-        let account = tokio::select! {
-            account = app.obo.consent().wait_for(&link.flow) => account.map_err(not_connected)?,
-            () = stop.cancelled() => return Err(Exit::failed("stopped before the account was connected")),
+        let ended = tokio::select! {
+            ended = app.obo.consent().wait_for(&link.flow) => ended.map_err(not_connected),
+            () = stop.cancelled() => Err(Exit::failed("stopped before the account was connected")),
         };
         app.obo.drain(transport::SHUTDOWN_GRACE).await;
-        // The browser is still being told so: its page must arrive.
+        // The browser is still being told how it ended: its page must arrive, also when the person said no.
         pages.cancel();
         if let Some(serving) = serving {
             let _ = tokio::time::timeout(LAST_PAGE, serving).await;
         }
+        let account = ended?;
         output::line(format!("{} is connected as {account}.", provider.name))
     }
 

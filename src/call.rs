@@ -121,14 +121,13 @@ impl Obo {
 
         let tool = self.tool(subject, &request.tool).ok_or(Stop::UnknownTool)?;
         let account = take_account(&mut request.arguments)?;
-        let arguments = tool.arguments(request.arguments)?;
+        let arguments = match tool.arguments(request.arguments) {
+            Ok(arguments) => arguments,
+            Err(failure) => return Err(self.refuse(id, subject, &tool, &request.actor, failure).await),
+        };
         let permit = match stages.policy.decide(subject, &tool, arguments) {
             Ok(permit) => permit,
-            Err(failure) => {
-                let refused = stages.audit.refused(id, subject.person(), &tool, &request.actor);
-                stages.audit.outcome(&refused, &Ending::failed(&failure)).await;
-                return Err(failure.into());
-            }
+            Err(failure) => return Err(self.refuse(id, subject, &tool, &request.actor, failure).await),
         };
 
         let mut entry = stages.audit.entry(id, &permit, &request.actor);
@@ -152,6 +151,13 @@ impl Obo {
         };
         stages.audit.outcome(&entry, &ending).await;
         result.map(|ran| ran.value)
+    }
+
+    /// Records a call that was refused before it had a permit.
+    async fn refuse(&self, id: CallId, subject: &Subject, tool: &Tool, actor: &str, failure: Failure) -> Stop {
+        let refused = self.stages.audit.refused(id, subject.person(), tool, actor);
+        self.stages.audit.outcome(&refused, &Ending::failed(&failure)).await;
+        failure.into()
     }
 
     /// Consent, token, provider. A token that the provider refuses is refreshed once; a grant it refuses is asked for.

@@ -242,6 +242,12 @@ impl Tool {
         let known =
             PathArguments { input: &manifest.input, each: manifest.step.iter().any(|step| step.each.is_some()) };
         let (steps, bound) = request::compile_steps(&manifest, &provider, &known)?;
+        // POST may read: searches are often made so. The others change things by definition (RFC 9110 §9.3, RFC 5789).
+        let changes = |step: &Step| !matches!(step.request.method, http::Method::GET | http::Method::POST);
+        if manifest.effect == Effect::Read && steps.iter().any(changes) {
+            let reason = "a tool whose effect is \"read\" makes a PUT, PATCH or DELETE request".to_owned();
+            return Err(Finding::at("effect", reason, "write effect = \"write\" or \"destructive\""));
+        }
         let bound: Vec<&str> = bound.iter().map(String::as_str).collect();
         let response = program("value", &manifest.response.value, &bound)?;
         let facts = manifest

@@ -212,7 +212,12 @@ impl From<Failure> for Exit {
 
 impl Global {
     fn config(&self) -> Result<Config, Exit> {
-        Ok(Config::load(self.config.as_deref(), &Environment::of_process())?)
+        Ok(Config::load(self.config.as_deref(), &Environment::of_process()?)?)
+    }
+
+    fn config_with(&self, variable: &str, value: &str) -> Result<Config, Exit> {
+        let environment = Environment::of_process()?.with(variable, value);
+        Ok(Config::load(self.config.as_deref(), &environment)?)
     }
 
     fn data_dir(&self) -> Result<PathBuf, Exit> {

@@ -135,8 +135,7 @@ impl Config {
         if self.server.metrics_listen.is_some() {
             return Err(wrong("server.metrics_listen: this version has no metrics yet; remove the key".to_owned()));
         }
-        let resource = format!("{}/mcp", self.server.public_base());
-        self.identity.clone().with_default_audience(&resource).check().map_err(wrong)?;
+        self.identity.check().map_err(wrong)?;
         self.vault.check().map_err(wrong)?;
         self.policy.check().map_err(wrong)?;
         Ok(())

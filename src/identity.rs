@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use url::Url;
 
 use crate::clock::SharedClock;
@@ -127,9 +128,15 @@ pub struct Subject {
     person: Person,
     groups: Vec<String>,
     via: Via,
+    expires_at: Option<Timestamp>,
 }
 
 impl Subject {
+    /// When the credential that proved it expires; nothing that follows from it should last longer.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.expires_at
+    }
+
     /// Who it is.
     pub fn person(&self) -> &Person {
         &self.person
@@ -367,7 +374,7 @@ fn bounded_groups(groups: Vec<String>) -> Result<Vec<String>, &'static str> {
 
 /// A store that cannot be read or written, for the person who runs a command.
 fn store_failure(error: StoreError) -> Failure {
-    Failure::new(Code::VaultUnavailable, "obo cannot read or write its store; see `obo doctor`").because(error)
+    Failure::new(Code::VaultUnavailable, "obo cannot read or write its store; its log says why").because(error)
 }
 
 #[cfg(test)]

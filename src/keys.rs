@@ -138,7 +138,7 @@ impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Failure {
         Failure::new(
             Code::VaultUnavailable,
-            "obo cannot open its vault; the person who runs this obo server finds the reason with `obo doctor` or in its log",
+            "obo cannot open its vault; the person who runs this obo server finds the reason in its log",
         )
         .because(error)
     }
@@ -212,6 +212,11 @@ impl Keys {
     /// See [`KeyError`].
     pub async fn probe(config: &Config) -> Result<(), KeyError> {
         Outside::real().probe(config).await
+    }
+
+    /// Whether the keys are open already.
+    pub fn is_open(&self) -> bool {
+        self.open.initialized()
     }
 
     /// Opens the keys, or returns the open ones. A new vault gets a new key; an existing one never does. An error is

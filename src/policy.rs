@@ -66,6 +66,8 @@ impl<T> std::ops::Deref for Recorded<T> {
 pub struct Config {
     /// Files of Cedar policies. None: every signed-in user may call every enabled tool.
     pub files: Vec<std::path::PathBuf>,
+    /// Rules for those who do not want Cedar: who may call what.
+    pub allow: Vec<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl Config {
@@ -74,10 +76,13 @@ impl Config {
     /// # Errors
     /// One line naming the key and the mend.
     pub fn check(&self) -> Result<(), String> {
-        if self.files.is_empty() {
+        if self.files.is_empty() && self.allow.is_empty() {
             Ok(())
         } else {
-            Err("policy.files: this version does not evaluate policies yet; remove the key, and use tools.enable to limit what is offered".to_owned())
+            let key = if self.files.is_empty() { "allow" } else { "files" };
+            Err(format!(
+                "policy.{key}: this version does not evaluate policies yet; remove the key, and use tools.enable to limit what is offered"
+            ))
         }
     }
 }

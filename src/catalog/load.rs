@@ -200,11 +200,10 @@ impl Catalog {
     /// # Errors
     /// One line naming a key of obo.toml and the mend.
     pub fn load(config: &ToolsConfig, providers: &BTreeMap<ProviderId, ProviderConfig>) -> Result<Self, String> {
-        let mut sources = built_in();
+        let (mut sources, mut problems) = (built_in(), Vec::new());
         for dir in &config.dirs {
-            read_folder(dir, &mut sources).map_err(|reason| format!("tools.dirs: {reason}"))?;
+            read_folder(dir, &mut sources, &mut problems).map_err(|reason| format!("tools.dirs: {reason}"))?;
         }
-        let mut problems = Vec::new();
         let loaded = load_providers(&sources, providers, &mut problems)?;
         let known = load_tools(&sources, &loaded, &mut problems);
         let tools = enabled(config, &known, &mut problems);
@@ -236,7 +235,7 @@ fn built_in() -> Vec<Source> {
     sources
 }
 
-fn read_folder(dir: &Path, sources: &mut Vec<Source>) -> Result<(), String> {
+fn read_folder(dir: &Path, sources: &mut Vec<Source>, problems: &mut Vec<Problem>) -> Result<(), String> {
     let list = |path: &Path| -> Result<Vec<PathBuf>, String> {
         let unreadable =
             |e: std::io::Error| format!("{} cannot be read ({e}): name an existing folder", path.display());
@@ -248,6 +247,14 @@ fn read_folder(dir: &Path, sources: &mut Vec<Source>) -> Result<(), String> {
         Ok(paths)
     };
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    for file in list(dir)?.into_iter().filter(|path| path.is_file() && path.extension().is_some_and(|e| e == "toml")) {
+        problems.push(Problem {
+            file: file.display().to_string(),
+            line: None,
+            reason: "a manifest stands in the folder itself".to_owned(),
+            mend: format!("move it into its provider's folder, such as {}", dir.join("google").display()),
+        });
+    }
     for folder in list(dir)?.into_iter().filter(|path| path.is_dir() && !name(path).starts_with('.')) {
         for file in list(&folder)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "toml")) {
             if sources.len() > MAX_MANIFESTS {

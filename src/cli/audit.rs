@@ -8,6 +8,7 @@ use super::{Exit, Global, duration, output};
 use crate::app::Way;
 use crate::audit::{Kind, Phase, Record};
 use crate::clock::later;
+use crate::id::Person;
 
 #[derive(Subcommand)]
 pub(super) enum Audit {
@@ -97,6 +98,17 @@ fn same_tool(asked: &str, name: &str) -> bool {
     asked == name || asked == name.replace('.', "_")
 }
 
+/// The person, told apart from others of the same name.
+fn who(record: &Record) -> String {
+    let (Some(user), Some(source), Some(tenant)) = (&record.user, &record.source, &record.tenant) else {
+        return "-".to_owned();
+    };
+    match (user.parse(), source.parse(), tenant.parse()) {
+        (Ok(user), Ok(source), Ok(tenant)) => Person { tenant, source, user }.to_string(),
+        _ => user.clone(),
+    }
+}
+
 /// A line for each thing that happened: an intent is shown only where its outcome is missing.
 fn rows(records: &[Record]) -> Vec<Vec<String>> {
     let ended =
@@ -119,7 +131,7 @@ fn rows(records: &[Record]) -> Vec<Vec<String>> {
             };
             vec![
                 record.time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
-                record.user.clone().unwrap_or_else(|| "-".to_owned()),
+                who(record),
                 what,
                 record.account.clone().unwrap_or_else(|| "-".to_owned()),
                 record.actor.clone(),

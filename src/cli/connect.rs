@@ -62,17 +62,24 @@ impl Connect {
             eprintln!("Your browser opens this link:");
         }
         output::line(&link.url)?;
+        let grants = app.obo.consent().connections(&person).await?;
+        for grant in grants.iter().filter(|grant| grant.provider == provider.id) {
+            eprintln!(
+                "{} is connected as {} already; this renews it, or connects another account.",
+                provider.name, grant.account.label
+            );
+        }
         eprintln!("Waiting for you to connect {} (Ctrl-C to stop) …", provider.name);
         let ended = tokio::select! {
             ended = app.obo.consent().wait_for(&link.flow) => ended.map_err(not_connected),
             () = stop.cancelled() => Err(Exit::failed("stopped before the account was connected")),
         };
-        app.obo.drain(transport::SHUTDOWN_GRACE).await;
         // The browser is still being told how it ended: its page must arrive, also when the person said no.
         pages.cancel();
         if let Some(serving) = serving {
             let _ = tokio::time::timeout(LAST_PAGE, serving).await;
         }
+        app.obo.drain(transport::SHUTDOWN_GRACE).await;
         let account = ended?;
         output::line(format!("{} is connected as {account}.", provider.name))
     }

@@ -20,11 +20,11 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
-        let mut config = global.config()?;
-        if let Some(listen) = self.listen {
-            config.server.listen = listen;
-            config.server.check().map_err(|e| ConfigError::new(format!("--listen: {e}")))?;
-        }
+        // An option lies over the environment, which lies over the file; everything that follows from it follows it.
+        let config = match self.listen {
+            Some(listen) => global.config_with("OBO_SERVER__LISTEN", &listen.to_string())?,
+            None => global.config()?,
+        };
         let app = global.open(config, Way::Serve)?;
         let address = app.config.server.listen;
         let listener = TcpListener::bind(address).await.map_err(|e| {
@@ -44,6 +44,7 @@ impl Serve {
         let stop = transport::signal::on_signal().map_err(Exit::failed)?;
         transport::http::serve(listener, site(&app, address)?, stop).await.map_err(Exit::failed)?;
         app.obo.drain(transport::SHUTDOWN_GRACE).await;
+        tracing::info!("stopped");
         Ok(())
     }
 }

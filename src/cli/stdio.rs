@@ -29,12 +29,13 @@ impl Stdio {
         let serving = app.loopback.clone().map(|loopback| tokio::spawn(loopback.serve(app.obo.clone(), pages.clone())));
         let settings = transport::Settings::from(&app.config.server);
         let ended = transport::stdio::run(Arc::new(app.obo.clone()), credential, settings, stop).await;
-        app.obo.drain(transport::SHUTDOWN_GRACE).await;
+        // First nothing new may come in by the pages; then what came in before is finished.
         pages.cancel();
         if let Some(serving) = serving {
             // Pages under way may finish; an idle browser connection must not keep the process.
             let _ = tokio::time::timeout(std::time::Duration::from_secs(2), serving).await;
         }
+        app.obo.drain(transport::SHUTDOWN_GRACE).await;
         ended.map_err(Exit::failed)
     }
 }

@@ -6,8 +6,10 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::{Exit, Global, Who, actor, duration, output};
-use crate::app::Way;
+use crate::app::{App, Way};
 use crate::audit::{Event, Kind, Phase};
+use crate::failure::Failure;
+use crate::id::Person;
 use crate::identity::IssuedToken;
 
 #[derive(Subcommand)]
@@ -48,7 +50,12 @@ impl Token {
             Token::Issue { user, tenant, group, ttl } => {
                 let person = Who { user: Some(user), tenant }.person()?;
                 let (id, token) = tokens.issue(&person, group, ttl).await?;
-                record(&app, &person, "token.issued").await;
+                let what = format!("token.issued {id}");
+                if let Err(failure) = record(&app, &person, &what).await {
+                    // Nobody has seen it yet: a token that is not on record is no token.
+                    tokens.revoke(&id).await?;
+                    return Err(failure.into());
+                }
                 eprintln!("Token {id} for {person}. It is shown only now:");
                 output::line(token.expose())
             }
@@ -79,14 +86,15 @@ impl Token {
             }
             Token::Revoke { id } => {
                 let revoked = tokens.revoke(&id).await?;
-                record(&app, &revoked.person, "token.revoked").await;
+                app.obo.consent().sign_out_everywhere(&revoked.person).await?;
+                record(&app, &revoked.person, &format!("token.revoked {}", revoked.id)).await?;
                 output::line(format!("Token {} of {} is void.", revoked.id, revoked.person))
             }
         }
     }
 }
 
-async fn record(app: &crate::app::App, person: &crate::id::Person, what: &str) {
+async fn record(app: &App, person: &Person, what: &str) -> Result<(), Failure> {
     let event = Event {
         kind: Kind::Admin,
         phase: Phase::Outcome,
@@ -99,8 +107,7 @@ async fn record(app: &crate::app::App, person: &crate::id::Person, what: &str) {
         failure: None,
         duration: None,
     };
-    // Logged there.
-    let _ = app.audit.event(event).await;
+    app.audit.event(event).await
 }
 
 fn as_json(token: &IssuedToken) -> serde_json::Value {

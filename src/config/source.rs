@@ -19,9 +19,32 @@ const PREFIX: &str = "OBO_";
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// The process's own. Variables that are not Unicode are left out.
-    pub fn of_process() -> Self {
-        Self(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect())
+    /// The process's own. Variables that are not Unicode are left out, but for those that are keys.
+    ///
+    /// # Errors
+    /// A key whose value is not Unicode.
+    pub fn of_process() -> Result<Self, ConfigError> {
+        let mut variables = BTreeMap::new();
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => {
+                    variables.insert(name, value);
+                }
+                Err(_) if is_key(&name) => {
+                    return Err(ConfigError(format!("{name}: the value is not Unicode; write it anew")));
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(Self(variables))
+    }
+
+    /// The same with one variable set.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.0.insert(name.to_owned(), value.to_owned());
+        self
     }
 
     /// One variable.
@@ -32,10 +55,14 @@ impl Environment {
     /// Variables that are keys: `OBO_SERVER__LISTEN` is `server.listen`. Others with the prefix are not looked at.
     fn keys(&self) -> impl Iterator<Item = (&str, Vec<String>, &str)> {
         self.0.iter().filter_map(|(name, value)| {
-            let rest = name.strip_prefix(PREFIX).filter(|_| name.contains("__"))?;
+            let rest = name.strip_prefix(PREFIX).filter(|_| is_key(name))?;
             Some((name.as_str(), rest.to_lowercase().split("__").map(str::to_owned).collect(), value.as_str()))
         })
     }
+}
+
+fn is_key(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.contains("__")
 }
 
 impl<const N: usize> From<[(&str, &str); N]> for Environment {
@@ -175,7 +202,18 @@ fn secret(text: &str, key: &str, folder: &Path, environment: &Environment) -> Re
     if let Some(path) = text.strip_prefix("file:") {
         let path = folder.join(path);
         let unreadable = |e: String| ConfigError(format!("{key}: {} cannot be read: {e}", path.display()));
-        let size = std::fs::metadata(&path).map_err(|e| unreadable(e.to_string()))?.len();
+        let about = std::fs::metadata(&path).map_err(|e| unreadable(e.to_string()))?;
+        if !about.is_file() {
+            return Err(unreadable("it is not a file".to_owned()));
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            if about.permissions().mode() & 0o077 != 0 {
+                tracing::warn!(key, path = %path.display(), "a secret can be read by others; run chmod 600 on its file");
+            }
+        }
+        let size = about.len();
         if size > MAX_SECRET_BYTES {
             return Err(unreadable(format!("it has {size} bytes, more than a secret can have")));
         }

@@ -17,7 +17,7 @@ use crate::id::{Person, TenantId};
 use crate::identity::Subject;
 use crate::keys::{Context, KeyError};
 use crate::secret::{Secret, random_text};
-use crate::store::{Record, RecordKey, Table, Write};
+use crate::store::{Record, RecordKey, StoreError, Table, Write};
 
 /// How long a browser stays signed in to the consent pages.
 pub const SESSION_TTL: Duration = Duration::from_secs(30 * 60);
@@ -75,6 +75,8 @@ impl Consent {
         let cookie = BrowserCookie::new();
         let key = cookie.hash();
         let until = later(self.inner.clock.now(), SESSION_TTL);
+        // Never longer than what proved who it is.
+        let until = subject.expires_at().map_or(until, |expires| until.min(expires));
         let plain =
             serde_json::to_vec(&Session { person: subject.person().clone(), until }).map_err(Failure::internal)?;
         let keys = self.inner.keys.open().await?;
@@ -94,6 +96,23 @@ impl Consent {
         if let Some(record) = self.inner.store.get(Table::Session, &key).await.map_err(flow::unavailable)? {
             let delete = Write::Delete { table: Table::Session, key, generation: record.generation };
             self.inner.store.apply(vec![delete]).await.map_err(flow::unavailable)?;
+        }
+        Ok(())
+    }
+
+    /// Signs every browser of a person out: a token of theirs was revoked.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn sign_out_everywhere(&self, person: &Person) -> Result<(), Failure> {
+        let keys = self.inner.keys.open().await?;
+        let owner = keys.record_key(Table::Session, &person.parts());
+        for record in self.inner.store.owned(Table::Session, &owner).await.map_err(flow::unavailable)? {
+            let delete = Write::Delete { table: Table::Session, key: record.key, generation: record.generation };
+            match self.inner.store.apply(vec![delete]).await {
+                Ok(()) | Err(StoreError::Conflict) => {}
+                Err(error) => return Err(flow::unavailable(error)),
+            }
         }
         Ok(())
     }

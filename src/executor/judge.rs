@@ -167,6 +167,11 @@ fn fault_of(
     let failed = |failure: Failure| RunError::Failed(after_changes(at, failure));
     match fault {
         Fault::TokenDead => RunError::TokenRejected { may_repeat: !at.changed },
+        // After a change it is a failure like any other: asking for the scope and calling again would repeat the change.
+        Fault::ScopeMissing if at.changed => failed(failure(
+            Code::ScopeMissing,
+            format!("the connection to {provider} does not allow all of {}{quoted}", tool.name),
+        )),
         Fault::ScopeMissing => RunError::ScopeMissing(after_changes(
             at,
             failure(

@@ -176,11 +176,8 @@ impl Authenticate for Issuers {
         let issuer =
             issuer.ok_or_else(|| IdentityError::invalid("a signed token of an issuer that is not configured"))?;
         let audience = issuer.config.audience.as_deref().unwrap_or_default();
-        let expires = token.unverified_claims().get("exp").and_then(numeric_date);
         let subject = issuer.verify(token, audience, now).await?;
-        // `exp` is one of the claims that were verified.
-        let expires = expires.and_then(|seconds| Timestamp::from_second(seconds).ok());
-        if let (Some(expires), Some(fresh_until)) = (expires, issuer.keys.fresh_until()) {
+        if let (Some(expires), Some(fresh_until)) = (subject.expires_at, issuer.keys.fresh_until()) {
             self.seen.put(text, subject.clone(), expires.min(fresh_until));
         }
         Ok(subject)
@@ -211,7 +208,9 @@ impl Issuer {
             user: self.user(&claims).map_err(refused)?,
         };
         let groups = self.groups(&claims).map_err(refused)?;
-        Ok(Subject { person, groups, via: Via::Issuer(name.to_owned()) })
+        let expires = claims.get("exp").and_then(numeric_date);
+        let expires_at = expires.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        Ok(Subject { person, groups, via: Via::Issuer(name.to_owned()), expires_at })
     }
 
     fn user(&self, claims: &Map<String, Value>) -> Result<UserId, &'static str> {

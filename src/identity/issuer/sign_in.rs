@@ -93,7 +93,9 @@ impl Issuers {
             None if !several => {}
             _ => return Err(refused("it was made for another client (azp)")),
         }
-        issuer.verify(token, client_id, self.clock.now()).await
+        let subject = issuer.verify(token, client_id, self.clock.now()).await?;
+        // An ID token says who came back; how long they stay is not its business.
+        Ok(Subject { expires_at: None, ..subject })
     }
 
     fn named(&self, source: &Source) -> Option<&Issuer> {

@@ -97,7 +97,10 @@ pub(super) fn open(folder: &Folder, locks: &Locks) -> Result<Connection, StoreEr
 pub(super) fn connect(path: &std::path::Path) -> rusqlite::Result<Connection> {
     use rusqlite::OpenFlags;
     // Not OPEN_CREATE: the file was made before, with the right permissions. NOFOLLOW: it is not a link.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(32);

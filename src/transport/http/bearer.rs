@@ -80,7 +80,6 @@ pub(super) async fn authenticate<S: Service>(
         Err(NoCredential::Missing) => IdentityError::Missing,
         Err(NoCredential::Malformed) => IdentityError::Invalid { cause: "the header is malformed".to_owned() },
     };
-    tracing::info!(cause = %error, "identity.refused");
     Err(match error {
         IdentityError::Unavailable { .. } => {
             let text = "who is calling cannot be checked now; try again in a moment";

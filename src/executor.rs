@@ -18,15 +18,14 @@ use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId};
 use crate::policy::{Permit, Recorded};
 use crate::secret::AccessToken;
+use crate::secret::echo::Guard;
 
-mod echo;
 mod judge;
 mod request;
 
 pub use judge::LEAK_BLOCKED;
 pub use request::{Body, MAX_REQUEST_BYTES, Part, Planned, plan};
 
-use echo::Guard;
 use judge::Circumstances;
 use request::Inputs;
 
@@ -155,7 +154,7 @@ impl<'a> Run<'a> {
             heavy: encoded_length(arguments.as_map()) > HEAVY_BYTES,
             arguments: Arc::new(Value::Object(arguments.as_map().clone())),
             token,
-            guard: Arc::new(Guard::new(token)),
+            guard: Arc::new(Guard::new(token.expose())),
             status: AtomicU16::new(0),
             changed: AtomicBool::new(false),
             deadline: Instant::now() + RUN_LIMIT,

@@ -19,6 +19,7 @@ use crate::catalog::provider::{AccountMethod, ClientAuth};
 use crate::catalog::{Provider, ProviderClient};
 use crate::egress::{Answer, Egress, EgressError, Limits, json};
 use crate::secret::Secret;
+use crate::secret::echo::Guard;
 
 mod answer;
 mod revocation;
@@ -238,6 +239,11 @@ impl Oauth {
         };
         if !fits(&key) || !fits(&label) {
             return Err(OauthError::Unavailable("no_account".to_owned()));
+        }
+        // They are shown on pages and to models, and stand in the audit: no place for a token that was mirrored (T16).
+        let guard = Guard::new(access_token.expose());
+        if guard.finds_in(key.as_bytes()) || guard.finds_in(label.as_bytes()) {
+            return Err(OauthError::Unavailable("token_in_account".to_owned()));
         }
         Ok(Account { key, label })
     }

@@ -5,6 +5,8 @@ use zeroize::Zeroizing;
 
 use crate::id::{Person, ProviderId};
 
+pub mod echo;
+
 /// Text that must never be seen: a token, a client secret, a key in text form.
 ///
 /// There is no `Debug`, `Display` or `Serialize`; [`Secret::expose`] is the one way in, and easy to search for.

@@ -6,10 +6,10 @@ use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
 use super::RunError;
-use super::echo::Guard;
 use crate::catalog::{Effect, Fault, MAX_RETRY_AFTER, Tool, seconds};
 use crate::egress::{Answer, EgressError};
 use crate::failure::{Code, Failure};
+use crate::secret::echo::Guard;
 
 /// Begins the cause of a failure that kept a token from going out; the audit notes such calls.
 pub const LEAK_BLOCKED: &str = "leak.blocked";

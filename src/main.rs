@@ -50,3 +50,28 @@ fn keep_secrets_out_of_crashes() {
         let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    /// In the environment of the test that runs itself once more, to panic there.
+    const PANICS: &str = "OBO_TEST_PANICS";
+
+    #[test]
+    fn t17_a_panic_says_where_and_nothing_else() {
+        let secret = "ya29.c4nary";
+        if std::env::var_os(PANICS).is_some() {
+            super::keep_secrets_out_of_crashes();
+            panic!("the token was {secret}");
+        }
+        let name = "tests::t17_a_panic_says_where_and_nothing_else";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", name, "--nocapture"]).env(PANICS, "1").env("RUST_BACKTRACE", "full");
+        let output = again.output().unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(said.contains("obo: a defect at src") && said.contains("main.rs:"), "{said}");
+        assert!(!said.contains("c4nary") && !said.contains("the token was"), "{said}");
+    }
+}

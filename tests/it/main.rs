@@ -21,6 +21,7 @@ mod provider_answers;
 mod readme;
 mod sign_in;
 mod tools_snapshot;
+mod threats;
 mod transport_fake;
 mod transport_http;
 mod transport_stdio;

@@ -37,6 +37,21 @@ impl Browser {
         self.submit_from(page, typed, Some("null"), Some("same-origin")).await
     }
 
+    /// Submits the page's form as another step than the one its button stands for.
+    pub async fn submit_step(&mut self, page: &Page, step: &str) -> Page {
+        let mut changed = Page {
+            text: page.text.clone(),
+            url: page.url.clone(),
+            status: page.status,
+            location: None,
+            headers: page.headers.clone(),
+        };
+        for own in ["sign_in", "sign_out", "connect"] {
+            changed.text = changed.text.replace(&format!("value=\"{own}\""), &format!("value=\"{step}\""));
+        }
+        self.submit(&changed, &[]).await
+    }
+
     /// Submits as a browser that says it comes from somewhere else.
     pub async fn submit_from(
         &mut self,

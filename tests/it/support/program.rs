@@ -169,6 +169,11 @@ impl StdioClient {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
+
+    /// Where its log is, for after its end.
+    pub fn log_path(&self) -> PathBuf {
+        self.log.clone()
+    }
 }
 
 /// Whether a file can be read by its owner only.

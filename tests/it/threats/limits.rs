@@ -1,0 +1,104 @@
+//! T21: what one caller can make obo hold. Links per person stand in `consent.rs`; connections, heads and bodies of
+//! single transports in `transport_http.rs` and beside their code.
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::support::TestObo;
+use crate::support::mcp::{code_of, link_of};
+
+/// The status of a request written by hand; its body never arrives.
+async fn status_of(obo: &TestObo, token: Option<&str>, length: &str) -> u16 {
+    let host = obo.base.strip_prefix("http://").unwrap();
+    let mut stream = tokio::net::TcpStream::connect(host).await.unwrap();
+    let bearer = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let head = format!(
+        "POST /mcp HTTP/1.1\r\nhost: {host}\r\n{bearer}content-type: application/json\r\n\
+         accept: application/json, text/event-stream\r\n{length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n") {
+        answer.push(stream.read_u8().await.unwrap());
+    }
+    std::str::from_utf8(&answer).unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn t21_a_body_is_refused_by_its_length_and_a_strangers_is_not_read() {
+    let obo = TestObo::start().await;
+    let token = obo.token_for("alice").await;
+    let largest = obo::transport::http::limits::MAX_BODY_BYTES;
+    assert_eq!(status_of(&obo, Some(&token), &format!("content-length: {}", largest + 1)).await, 413);
+    // Nothing was sent, and yet there is an answer: who asks comes before what is asked.
+    assert_eq!(status_of(&obo, None, &format!("content-length: {largest}")).await, 401);
+    assert_eq!(status_of(&obo, None, "transfer-encoding: chunked").await, 401);
+}
+
+#[tokio::test]
+async fn t21_one_person_has_at_most_a_hundred_sessions() {
+    let obo = TestObo::start().await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = |token: &str, session: Option<&str>, message: &Value| {
+        let mut request = http
+            .post(format!("{}/mcp", obo.base))
+            .bearer_auth(token)
+            .header("accept", "application/json, text/event-stream")
+            .json(message);
+        if let Some(session) = session {
+            request = request.header("mcp-session-id", session).header("mcp-protocol-version", "2025-11-25");
+        }
+        request.send()
+    };
+    let initialize = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "1" } } });
+    let open = async |token: &str| {
+        post(token, None, &initialize).await.unwrap().headers()["mcp-session-id"].to_str().unwrap().to_owned()
+    };
+    let (alice, bob) = (obo.token_for("alice").await, obo.token_for("bob").await);
+    let (first, of_bob) = (open(&alice).await, open(&bob).await);
+    let second = open(&alice).await;
+    for _ in 0..obo::transport::http::limits::MAX_SESSIONS_PER_PERSON - 1 {
+        open(&alice).await;
+    }
+    let ping = json!({ "jsonrpc": "2.0", "id": 2, "method": "ping" });
+    assert_eq!(post(&alice, Some(&first), &ping).await.unwrap().status(), 404, "the oldest gave way");
+    assert_eq!(post(&alice, Some(&second), &ping).await.unwrap().status(), 200);
+    assert_eq!(post(&bob, Some(&of_bob), &ping).await.unwrap().status(), 200, "nobody else's did");
+}
+
+#[tokio::test]
+async fn t21_one_persons_links_do_not_use_up_anothers() {
+    let obo = TestObo::builder().config("[server]\nconsent_wait = \"0s\"").start().await;
+    let person = obo::id::Person {
+        tenant: obo::id::TenantId::default_tenant(),
+        source: obo::id::Source::obo(),
+        user: "alice".parse().unwrap(),
+    };
+    let provider = obo.app.catalog.provider("google").unwrap();
+    for number in 0..obo::consent::MAX_OPEN_PER_PERSON {
+        let scopes = [format!("scope-{number}")].into();
+        obo.app.obo.consent().connect(&person, provider, scopes, "test").await.unwrap();
+    }
+    let list = "GoogleCalendar_ListEvents";
+    let full = obo.client("alice").await.call(list, json!({})).await;
+    assert_eq!(code_of(&full).as_deref(), Some("rate_limited"), "{full}");
+    assert!(link_of(&obo.client("bob").await.call(list, json!({})).await).is_some());
+}
+
+#[tokio::test]
+async fn t21_arguments_too_deep_or_too_many_cost_nothing() {
+    let obo = TestObo::start().await;
+    let alice = obo.client("alice").await;
+    let mut deep = json!("x");
+    for _ in 0..100 {
+        deep = json!([deep]);
+    }
+    let before = obo.app.audit.read(|_| true).await.unwrap().len();
+    for arguments in [json!({ "query": deep }), json!({ "query": "x".repeat(100_000) })] {
+        let refused = alice.call("GoogleCalendar_ListEvents", arguments).await;
+        assert!(code_of(&refused).as_deref() == Some("invalid_arguments") || refused["error"].is_object(), "{refused}");
+    }
+    assert_eq!(obo.app.audit.read(|_| true).await.unwrap().len(), before);
+    assert!(obo.provider.log().is_empty());
+}

@@ -84,7 +84,7 @@ pub enum EgressError {
 
 /// Sends requests under the rules. Cheap to clone.
 ///
-/// Invariant: a host that the operator did not write down is only ever connected to by `filtered`, whose resolver
+/// Invariant INV-7: a host that the operator did not write down is only ever connected to by `filtered`, whose resolver
 /// drops addresses that are not public. Filtering an answer beforehand would not do: the name could resolve to
 /// something else a moment later (DNS rebinding).
 #[derive(Clone)]

@@ -296,7 +296,8 @@ impl Safe {
         }
     }
 
-    /// Notes that the person must connect again. The tokens stay: an answer can be wrong, a deleted token is gone.
+    /// Notes that the person must connect again. Invariant INV-9: the tokens stay, because an answer can be wrong and a
+    /// deleted token is gone.
     async fn end(&self, keys: &OpenKeys, refresh: &Refresh, mut head: Head, generation: u64) -> Outcome {
         head.status = GrantStatus::NeedsConsent;
         head.refreshing_since = None;

@@ -1,8 +1,8 @@
 //! Sessions, each bound to the person who opened it.
 //!
 //! A session id is not a proof of identity (2025-11-25, Security Best Practices §Session Hijacking): every request
-//! shows its own bearer, and a session answers only to the person whose bearer opened it. To everybody else it does
-//! not exist.
+//! shows its own bearer, and a session answers only to the person whose bearer opened it (INV-8). To everybody else it
+//! does not exist.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -271,6 +271,6 @@ struct Readiness {
 #[async_trait::async_trait]
 impl http::Ready for Readiness {
     async fn ready(&self) -> bool {
-        self.store.get(Table::Meta, &[0; 32]).await.is_ok() && self.keys.open().await.is_ok()
+        self.store.get(Table::Meta, &[0; 32]).await.is_ok() && self.keys.is_open()
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Every way in, MCP on either transport, REST or the command line, comes through [`Obo::call`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::catalog::{Catalog, Tool};
 use crate::consent::{Ask, Consent, Link, NoGrant};
 use crate::executor::{Executor, Ran, RunError};
 use crate::failure::{Code, Failure};
-use crate::id::CallId;
+use crate::id::{CallId, ProviderId};
 use crate::identity::{Credential, Identity, IdentityError, Subject};
 use crate::policy::{Permit, Policy, Recorded};
 use crate::secret::AccessToken;
@@ -218,6 +219,18 @@ impl Obo {
     pub fn tools(&self, subject: &Subject) -> Vec<Arc<Tool>> {
         let tools = self.stages.catalog.tools();
         tools.filter(|tool| self.stages.policy.may_see(subject, tool)).cloned().collect()
+    }
+
+    /// The labels of a person's accounts, for each provider where they have several. Empty while the keys are not open:
+    /// a list must not be what opens them.
+    pub async fn several_accounts(&self, subject: &Subject) -> BTreeMap<ProviderId, Vec<String>> {
+        let mut accounts: BTreeMap<ProviderId, Vec<String>> = BTreeMap::new();
+        // Where they cannot be read the list is shown without; a call then says what is wrong.
+        for grant in self.stages.consent.open_connections(subject.person()).await.unwrap_or_default() {
+            accounts.entry(grant.provider).or_default().push(grant.account.label);
+        }
+        accounts.retain(|_, labels| labels.len() > 1);
+        accounts
     }
 
     /// One tool that a person may see, by either spelling.

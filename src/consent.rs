@@ -316,6 +316,14 @@ impl Consent {
         self.inner.vault.grants(person).await
     }
 
+    /// The same, but empty while the vault's keys are not open.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn open_connections(&self, person: &Person) -> Result<Vec<Grant>, Failure> {
+        if self.inner.keys.is_open() { self.connections(person).await } else { Ok(Vec::new()) }
+    }
+
     /// Ends a connection: revoked at the provider, then forgotten here. `None` when there is none.
     ///
     /// # Errors

@@ -13,7 +13,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::call::{Obo, Outcome, Request};
 use crate::catalog::{Effect, Tool};
@@ -48,7 +48,7 @@ pub trait Service: Send + Sync + 'static {
     -> impl Future<Output = Result<Self::Caller, IdentityError>> + Send;
 
     /// The tools that a caller may see.
-    fn tools(&self, caller: &Self::Caller) -> Vec<Listing>;
+    fn tools(&self, caller: &Self::Caller) -> impl Future<Output = Vec<Listing>> + Send;
 
     /// One tool that a caller may see, by either spelling of its name.
     fn tool(&self, caller: &Self::Caller, name: &str) -> Option<Listing>;
@@ -87,8 +87,13 @@ impl Service for Obo {
         Obo::authenticate(self, credential).await
     }
 
-    fn tools(&self, caller: &Subject) -> Vec<Listing> {
-        Obo::tools(self, caller).iter().map(|tool| Listing::from(&**tool)).collect()
+    async fn tools(&self, caller: &Subject) -> Vec<Listing> {
+        let accounts = self.several_accounts(caller).await;
+        let listing = |tool: &Arc<Tool>| match accounts.get(&tool.provider.id) {
+            Some(labels) => Listing::from(&**tool).with_account(labels),
+            None => Listing::from(&**tool),
+        };
+        Obo::tools(self, caller).iter().map(listing).collect()
     }
 
     fn tool(&self, caller: &Subject, name: &str) -> Option<Listing> {
@@ -97,6 +102,18 @@ impl Service for Obo {
 
     async fn call(&self, caller: &Subject, request: Request) -> Outcome {
         Obo::call(self, caller, request).await
+    }
+}
+
+impl Listing {
+    /// Adds the argument by which a person with several accounts says which one.
+    fn with_account(mut self, labels: &[String]) -> Self {
+        let input = Arc::make_mut(&mut self.input);
+        if let Some(properties) = input.entry("properties").or_insert_with(|| json!({})).as_object_mut() {
+            let text = "Which of the user's connected accounts to use. Ask the user when it is not clear.";
+            properties.insert("account".to_owned(), json!({ "type": "string", "enum": labels, "description": text }));
+        }
+        self
     }
 }
 

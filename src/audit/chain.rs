@@ -16,7 +16,7 @@ use crate::store::{self, Lease, LogEntry, RecordKey, Store, StoreError, Table, W
 const MAX_WRITERS: u32 = 1024;
 
 /// How often an append that meets something in its place is tried again.
-const APPEND_TRIES: u32 = 4;
+const APPEND_TRIES: u32 = 64;
 
 /// The newest place of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +99,10 @@ impl Chain {
             before = *position;
             let own = page.iter().filter(|(_, entry)| entry.writer == self.head.writer);
             last = own.map(|(_, entry)| entry.seq).fold(last, u64::max);
+        }
+        if last == self.head.seq {
+            // Nothing stands in the way: another process has added its chain to the list at the same moment.
+            return Ok(());
         }
         tracing::error!(
             writer = self.head.writer,

@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-/// Ten years.
-const LONGEST: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
-
 /// Reads a whole number and a unit of s, m, h or d.
 pub(super) fn parse(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time; write a number and s, m, h or d, such as 30d");
@@ -20,11 +17,7 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
     if number == 0 {
         return Err(wrong());
     }
-    let time = Duration::from_secs(seconds * u64::from(number));
-    if time > LONGEST {
-        return Err(format!("{text:?} is longer than 3650d, the most that makes sense here"));
-    }
-    Ok(time)
+    Ok(Duration::from_secs(seconds * u64::from(number)))
 }
 
 #[cfg(test)]
@@ -35,7 +28,7 @@ mod tests {
     fn times_have_a_unit() {
         assert_eq!(parse("30d").unwrap().as_secs(), 30 * 86_400);
         assert_eq!(parse("90m").unwrap().as_secs(), 5400);
-        for bad in ["", "d", "30", "0d", "-1h", "1.5h", "1w", "30ä", "99999999d"] {
+        for bad in ["", "d", "30", "0d", "-1h", "1.5h", "1w", "30ä"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -22,7 +22,9 @@ impl Serve {
     pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
         // An option lies over the environment, which lies over the file; everything that follows from it follows it.
         let config = match self.listen {
-            Some(listen) => global.config_with("OBO_SERVER__LISTEN", &listen.to_string())?,
+            Some(listen) => global
+                .config_with("OBO_SERVER__LISTEN", &listen.to_string())
+                .map_err(|exit| Exit { text: format!("--listen {listen}: {}", exit.text), ..exit })?,
             None => global.config()?,
         };
         let app = global.open(config, Way::Serve)?;

@@ -186,7 +186,7 @@ impl<S: Service> ServerHandler for Mcp<S> {
             return Err(ErrorData::invalid_params("this cursor is not known; list again without one", None));
         }
         let caller = self.caller(&context).await?;
-        let mut tools: Vec<Tool> = self.service.tools(&caller).iter().map(|listing| self.tool(listing)).collect();
+        let mut tools: Vec<Tool> = self.service.tools(&caller).await.iter().map(|listing| self.tool(listing)).collect();
         tools.sort_by(|a, b| a.name.cmp(&b.name));
         let mut result = ListToolsResult::with_all_items(tools);
         if is_modern(&context) {

@@ -78,6 +78,7 @@ async fn two_people_each_act_as_themselves() {
     assert_eq!(
         told,
         [
+            "alice Outcome invalid_arguments -",
             "alice Intent - -",
             "alice Outcome authorization_required -",
             "alice Intent - -",

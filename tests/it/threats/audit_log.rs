@@ -232,6 +232,45 @@ async fn t20_a_record_added_at_the_end_is_named() {
 }
 
 #[tokio::test]
+async fn t20_a_chain_that_is_gone_with_its_head_is_missed() {
+    let evidence = Evidence::gathered().await;
+    // Whoever writes the file does not know which head is which, and needs not: all but one record of their kind can go.
+    let mut missed = 0;
+    let heads: i64 = 2; // the chain's head, and the list of chains
+    for kept in 0..heads {
+        let problems = evidence
+            .after(|c| {
+                c.execute("DELETE FROM log", []).unwrap();
+                let sql = "DELETE FROM records WHERE kind = 9 AND rowid NOT IN
+                           (SELECT rowid FROM records WHERE kind = 9 ORDER BY rowid LIMIT 1 OFFSET ?)";
+                assert_eq!(c.execute(sql, [kept]).unwrap(), 1);
+            })
+            .await;
+        missed += problems.len();
+    }
+    assert_eq!(missed, 1, "the list misses its chain; a head without the list is a head of nothing");
+}
+
+#[tokio::test]
+async fn t20_a_forged_record_does_not_stop_the_audit() {
+    let (program, _provider) = Program::with_provider("").await;
+    let issue = async |user: &str| program.run(&["token", "issue", "--user", user]).await;
+    assert_eq!(issue("alice").await.code, 0);
+    {
+        let connection = Connection::open(database(program.dir.path())).unwrap();
+        let first: serde_json::Value = serde_json::from_str(&body(&connection, 1)).unwrap();
+        let (line, _) = forged(&body(&connection, 1), 2, first["hash"].as_str().unwrap());
+        connection.execute("INSERT INTO log (writer, seq, body) VALUES ('w1', 2, ?)", [line]).unwrap();
+    }
+    // The next record goes behind it, and the check goes on naming it.
+    let ran = issue("bob").await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let found = program.run(&["audit", "verify"]).await;
+    assert_eq!(found.code, 1, "{found:?}");
+    assert!(found.stdout.starts_with("chain w1, record "), "{found:?}");
+}
+
+#[tokio::test]
 async fn t20_the_log_refuses_changes_and_the_command_names_them() {
     let (program, _provider) = Program::with_provider("").await;
     for user in ["alice", "bob", "carol"] {

@@ -407,7 +407,7 @@ impl Consent {
             match self.inner.flows.find(id).await?.map(|flow| flow.stage) {
                 Some(Stage::Declined) => return Err(declined().into()),
                 Some(Stage::Connected { .. }) | None => return Ok(Held::Ended),
-                Some(Stage::Open | Stage::Forwarded(_) | Stage::Exchanging) => {}
+                Some(Stage::Open | Stage::Forwarded(_) | Stage::Exchanging { .. }) => {}
             }
             tokio::select! {
                 () = woken => {}

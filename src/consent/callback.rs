@@ -218,7 +218,7 @@ impl Consent {
         // From the first write on in a task of its own: a flow must not stay behind as one that is being exchanged.
         let task = self.inner.exchanges.spawn(async move {
             this.note_exchange(&flow).await?;
-            flow.stage = Stage::Exchanging;
+            flow.stage = Stage::Exchanging { since: this.inner.clock.now() };
             match this.inner.flows.save(&mut flow).await {
                 Ok(()) => this.finish(flow, provider, forwarded, code).await,
                 Err(StoreError::Conflict) => Ok(Returned::Used),

@@ -24,6 +24,8 @@ const FLOW_ID_BYTES: usize = 24;
 pub const FLOW_TTL: Duration = Duration::from_secs(600);
 /// A link with less time left than this is not handed out again.
 const WORTH_REUSING: Duration = Duration::from_secs(120);
+/// Longest that an exchange takes, the account's request included.
+const LONGEST_EXCHANGE: Duration = Duration::from_secs(90);
 /// How many links of one person may be open at the same time.
 pub const MAX_OPEN_PER_PERSON: usize = 20;
 /// How many different calls one link remembers.
@@ -97,7 +99,10 @@ pub(super) enum Stage {
     /// The browser was sent to the provider.
     Forwarded(Forwarded),
     /// A code came back and is being exchanged.
-    Exchanging,
+    Exchanging {
+        /// Since when. A process that was killed here leaves it behind.
+        since: Timestamp,
+    },
     /// Done.
     Connected {
         /// The account's label.
@@ -149,6 +154,14 @@ impl Flow {
         now < self.expires_at && matches!(self.stage, Stage::Open | Stage::Forwarded(_))
     }
 
+    /// Whether a call may still wait for it: it is open, or its code is being exchanged just now.
+    pub(super) fn is_pending(&self, now: Timestamp) -> bool {
+        match self.stage {
+            Stage::Exchanging { since } => now < later(since, LONGEST_EXCHANGE),
+            _ => self.is_open(now),
+        }
+    }
+
     pub(super) fn expires_in(&self, now: Timestamp) -> Duration {
         remaining(now, self.expires_at)
     }
@@ -173,15 +186,20 @@ impl Flows {
         // A conflict means that another call of the same person changed the same flow: read again.
         for _ in 0..8 {
             let now = self.clock.now();
-            let open: Vec<Flow> =
-                self.of_person(&keys, &new.need.person).await?.into_iter().filter(|flow| flow.is_open(now)).collect();
+            let open: Vec<Flow> = self
+                .of_person(&keys, &new.need.person)
+                .await?
+                .into_iter()
+                .filter(|flow| flow.is_pending(now))
+                .collect();
             let same = open
                 .iter()
                 .filter(|flow| flow.need == new.need && flow.local == new.local && flow.actor == new.actor)
                 .max_by_key(|flow| flow.expires_at);
             if let Some(flow) = same {
                 let given_before = new.call.is_some_and(|call| flow.calls.contains(&call));
-                if given_before {
+                // One whose code is being exchanged is done in a moment: waiting is better than a second link.
+                if given_before || matches!(flow.stage, Stage::Exchanging { .. }) {
                     return Ok((flow.clone(), true));
                 }
                 if flow.expires_in(now) >= WORTH_REUSING {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::provider::{Fault, Iss};
+use crate::provider::{Fault, Gate, Iss};
 use crate::support::mcp::{code_of, link_of, value_of};
 use crate::support::{Browser, TestObo, mail};
 
@@ -61,6 +61,25 @@ async fn a_call_made_again_is_held_until_the_person_has_consented() {
     // The retry is under way or on its way; either way it must end with the mail sent, and no third call.
     obo.consent(&link, "alice", "alice@example.com").await;
     value_of(&held.await.unwrap());
+}
+
+#[tokio::test]
+async fn while_a_code_is_exchanged_no_second_link_is_given_out() {
+    let obo = TestObo::builder().config("[server]\nconsent_wait = \"0s\"").start().await;
+    let (_, link) = asked(&obo, "alice").await;
+    let mut browser = Browser::new();
+    let forwarded = obo.press(&mut browser, &link, "alice").await;
+    let back = obo.provider.consent(&forwarded, "alice@example.com").await.unwrap();
+    let gate = Gate::new();
+    obo.provider.fault("/token", 1, Fault::HoldAnswer(gate.clone()));
+    let coming_back = tokio::spawn(async move { browser.get(&back).await.status });
+    gate.arrived(1).await;
+    let client = obo.client("alice").await;
+    let meanwhile = client.call(SEND, mail("bob@example.com", "another")).await;
+    assert_eq!(link_of(&meanwhile).as_ref(), Some(&link), "{meanwhile}");
+    gate.open();
+    assert_eq!(coming_back.await.unwrap(), 200);
+    value_of(&client.call(SEND, mail("bob@example.com", "another")).await);
 }
 
 #[tokio::test]

@@ -130,7 +130,11 @@ impl Egress {
         let lazy = |recipe: Recipe, resolver: Arc<dyn Resolve>, bypass: Option<&'static str>| -> LazyClient {
             Arc::new(LazyLock::new(Box::new(move || recipe.client(resolver, bypass))))
         };
-        let writer = reqwest::Client::builder().no_proxy().tls_certs_only([]).build();
+        let writer = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .tls_certs_only([])
+            .build();
         let egress = Self {
             writer: writer.map_err(|error| no_client(&error))?,
             filtered: lazy(recipe.clone(), filter, None),

@@ -73,12 +73,31 @@ impl<const N: usize> From<[(&str, &str); N]> for Environment {
 
 /// `obo.toml` in the user's configuration folder. Never the working folder, which may be a hostile checkout.
 pub fn default_config_file() -> PathBuf {
-    dirs::config_dir().unwrap_or_else(|| PathBuf::from("/etc")).join("obo").join("obo.toml")
+    let folder = user_folder(variable("XDG_CONFIG_HOME"), ".config");
+    folder.unwrap_or_else(|| PathBuf::from("/etc")).join("obo").join("obo.toml")
 }
 
 /// obo's folder among the user's data.
 pub fn default_data_dir() -> Option<PathBuf> {
-    dirs::data_dir().map(|data| data.join("obo"))
+    user_folder(variable("XDG_DATA_HOME"), ".local/share").map(|data| data.join("obo"))
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+/// Where the user keeps files of one kind: by the XDG Base Directory Specification, and as the other systems have it.
+fn user_folder(xdg: Option<PathBuf>, in_home: &str) -> Option<PathBuf> {
+    let home = |folder: &str| std::env::home_dir().map(|home| home.join(folder));
+    // A relative path is invalid by that specification, and would lead into the working folder.
+    let absolute = |folder: &PathBuf| folder.is_absolute();
+    if cfg!(windows) {
+        variable("APPDATA").filter(absolute)
+    } else if cfg!(target_os = "macos") {
+        home("Library/Application Support").filter(absolute)
+    } else {
+        xdg.filter(absolute).or_else(|| home(in_home)).filter(absolute)
+    }
 }
 
 /// Reads the text, lays the environment over it, resolves secrets.
@@ -252,4 +271,20 @@ fn with_mend(what: String) -> String {
 fn in_one_line(name: &str, text: &str, error: &toml::de::Error) -> ConfigError {
     let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
     ConfigError(format!("{name}: line {line}: {}", error.message().replace('\n', " ")))
+}
+
+#[cfg(all(test, unix, not(target_os = "macos")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_variable_leads_into_the_working_folder() {
+        let named = |path: &str| user_folder(Some(path.into()), ".config");
+        assert_eq!(named("/srv/settings"), Some("/srv/settings".into()));
+        let in_home = user_folder(None, ".config");
+        for relative in ["", ".", "settings", "../settings"] {
+            assert_eq!(named(relative), in_home, "{relative:?}");
+        }
+        assert!(in_home.is_none_or(|folder| folder.is_absolute() && folder.ends_with(".config")));
+    }
 }

@@ -100,11 +100,11 @@ fn starter(key: &str) -> String {
 # One table a provider. Register an OAuth client there first, with the redirect URI that `obo providers list` shows.
 # [providers.google]
 # client_id = "…apps.googleusercontent.com"
-# client_secret = "env:GOOGLE_CLIENT_SECRET"
+# client_secret = "file:google.secret"
 
 # [providers.slack]
 # client_id = "…"
-# client_secret = "env:SLACK_CLIENT_SECRET"
+# client_secret = "file:slack.secret"
 
 # Without this, every tool whose provider has a client is offered.
 # [tools]
@@ -140,14 +140,19 @@ mod tests {
     #[test]
     fn the_starter_is_valid_and_so_is_what_it_comments_out() {
         let text = starter("source = \"passphrase\"");
-        let environment = Environment::from([("GOOGLE_CLIENT_SECRET", "x"), ("SLACK_CLIENT_SECRET", "y")]);
-        Config::parse(&text, "obo.toml", Path::new("/"), &environment).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["google.secret", "slack.secret"] {
+            std::fs::write(folder.path().join(name), "x").unwrap();
+        }
+        // Nothing set: what a client sets for the obo it launches is not there for obo in a shell.
+        let environment = Environment::default();
+        Config::parse(&text, "obo.toml", folder.path(), &environment).unwrap();
         let uncommented: String = text
             .lines()
             .map(|line| line.strip_prefix("# ").filter(|l| l.starts_with('[') || l.contains(" = ")).unwrap_or(line))
             .collect::<Vec<_>>()
             .join("\n");
-        let config = Config::parse(&uncommented, "obo.toml", Path::new("/"), &environment).unwrap();
+        let config = Config::parse(&uncommented, "obo.toml", folder.path(), &environment).unwrap();
         assert_eq!(config.providers.len(), 2);
         assert_eq!(config.tools.enable.as_deref().unwrap_or_default().len(), 2);
     }

@@ -19,6 +19,7 @@ use crate::secret::Secret;
 use crate::store::{Store, StoreError};
 
 pub mod application;
+mod browser;
 #[cfg(test)]
 mod fixture;
 pub mod issuer;
@@ -26,6 +27,7 @@ pub mod obo_token;
 pub mod os_user;
 
 pub use application::Application;
+pub use browser::BrowserProof;
 pub use issuer::SignIn;
 pub use obo_token::IssuedToken;
 pub use os_user::os_user_name;

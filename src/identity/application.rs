@@ -46,6 +46,10 @@ pub struct Config {
     /// Where a browser is sent so that the application confirms whose it is, before an account is connected.
     #[serde(default)]
     pub user_verifier_url: Option<Url>,
+    /// For applications whose users have no browser to sign in with, such as bots: in place of `user_verifier_url`, the
+    /// page shows a code after the consent, which the user gives to the application, and the application to obo.
+    #[serde(default)]
+    pub confirm_by_code: bool,
     /// Where a flow may send the browser at its end: exact origin and path, query free.
     #[serde(default)]
     pub next_uris: Vec<Url>,
@@ -59,6 +63,7 @@ pub struct Application {
     tenant: TenantId,
     may_read_tokens: bool,
     user_verifier_url: Option<Url>,
+    confirm_by_code: bool,
     next_uris: Vec<Url>,
 }
 
@@ -88,9 +93,17 @@ impl Application {
         self.user_verifier_url.as_ref()
     }
 
-    /// Where a flow may send the browser at its end.
-    pub fn next_uris(&self) -> &[Url] {
-        &self.next_uris
+    /// Whether its users type a code back that the page shows them.
+    pub fn confirms_by_code(&self) -> bool {
+        self.confirm_by_code
+    }
+
+    /// Whether a flow may send the browser there at its end: the same origin and path as one of the list; the query is
+    /// free. What a browser would read differently than it is written is not there (T7).
+    pub fn may_send_to(&self, uri: &Url) -> bool {
+        let plain = uri.username().is_empty() && uri.password().is_none() && uri.fragment().is_none();
+        let listed = |known: &Url| known.origin() == uri.origin() && known.path() == uri.path();
+        plain && matches!(uri.scheme(), "https" | "http") && self.next_uris.iter().any(listed)
     }
 
     /// The user that the application names, as a subject. They are the application's own: the same id from an issuer
@@ -140,6 +153,9 @@ pub(super) fn check(configs: &[Config]) -> Result<(), String> {
         if !keys.insert(hash) {
             return Err(format!("{key}: another application has the same key; give each its own"));
         }
+        if config.confirm_by_code && config.user_verifier_url.is_some() {
+            return Err(format!("{key}: user_verifier_url and confirm_by_code exclude each other; keep one"));
+        }
         for url in config.user_verifier_url.iter().chain(&config.next_uris) {
             let loopback = url.host().is_some_and(|host| egress::is_loopback(&host));
             if !(url.scheme() == "https" || url.scheme() == "http" && loopback) {
@@ -171,11 +187,18 @@ impl Applications {
                 tenant: config.tenant,
                 may_read_tokens: false,
                 user_verifier_url: config.user_verifier_url,
+                confirm_by_code: config.confirm_by_code,
                 next_uris: config.next_uris,
             };
             Some((decode_hash(&config.key_sha256)?, application))
         });
         Self { configured: Arc::new(configured.collect()), store, keys, clock }
+    }
+
+    /// The application of obo.toml whose users have this source and tenant.
+    pub(super) fn configured(&self, source: &Source, tenant: &TenantId) -> Option<&Application> {
+        let fits = |application: &&Application| application.source == *source && application.tenant == *tenant;
+        self.configured.iter().map(|(_, application)| application).find(fits)
     }
 
     /// Finds the application that a key belongs to.
@@ -331,6 +354,7 @@ fn application(body: Body) -> Option<Application> {
         tenant: body.tenant,
         may_read_tokens: body.may_read_tokens,
         user_verifier_url: None,
+        confirm_by_code: false,
         next_uris: Vec::new(),
     })
 }
@@ -408,7 +432,26 @@ mod tests {
         }
         let application = test.identity.application(&Secret::new("shop key")).await.unwrap();
         assert_eq!((application.name(), application.may_read_tokens()), ("shop", false));
-        assert_eq!(application.next_uris()[0].as_str(), "https://shop.example.com/done");
+        let may = |uri: &str| application.may_send_to(&Url::parse(uri).unwrap());
+        assert!(may("https://shop.example.com/done") && may("https://shop.example.com/done?id=7&next=//evil.example"));
+        for elsewhere in [
+            "http://shop.example.com/done",
+            "https://shop.example.com/",
+            "https://shop.example.com/done/",
+            "https://shop.example.com/DONE",
+            "https://shop.example.com/done/../other",
+            "https://shop.example.com:8443/done",
+            "https://shop.example.com.evil.example/done",
+            "https://shop.example.com@evil.example/done",
+            "https://me@shop.example.com/done",
+            "https://shop.example.com/done#x",
+            "https://evil.example/done",
+            "https://evil.example\\@shop.example.com/done",
+            "javascript:alert(1)",
+            "data:text/html,x",
+        ] {
+            assert!(!may(elsewhere), "{elsewhere}");
+        }
         assert_eq!(test.identity.application(&Secret::new("")).await, Err(IdentityError::Missing));
     }
 

@@ -82,6 +82,15 @@ fn sub() -> String {
 }
 
 impl Config {
+    /// Whether its people can be of this tenant.
+    pub(super) fn may_be_in(&self, tenant: &TenantId) -> bool {
+        match (&self.tenant_claim, &self.tenant) {
+            (Some(_), _) => self.tenants.contains(tenant),
+            (None, Some(own)) => own == tenant,
+            (None, None) => *tenant == TenantId::default_tenant(),
+        }
+    }
+
     /// Checks what serde cannot.
     pub(super) fn check(&self) -> Result<(), String> {
         let name = self.name.as_str();

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tokio_util::task::TaskTracker;
 
 use crate::audit::{Audit, Ending, Entry};
-use crate::catalog::{Catalog, Tool};
+use crate::catalog::{Catalog, Provider, Tool};
 use crate::consent::{Ask, Consent, Link, NoGrant};
 use crate::executor::{Executor, Ran, RunError};
 use crate::failure::{Code, Failure};
@@ -237,6 +237,11 @@ impl Obo {
     pub fn tool(&self, subject: &Subject, name: &str) -> Option<Arc<Tool>> {
         let tool = self.stages.catalog.find(name)?;
         self.stages.policy.may_see(subject, tool).then(|| Arc::clone(tool))
+    }
+
+    /// The providers that have a client, in the order of their ids.
+    pub fn offered_providers(&self) -> Vec<Arc<Provider>> {
+        self.stages.catalog.providers().filter(|provider| provider.client.is_some()).cloned().collect()
     }
 
     /// Consent, for the pages.

@@ -13,7 +13,7 @@ use crate::catalog::{Catalog, Provider, Tool};
 use crate::clock::SharedClock;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId, ToolName};
-use crate::identity::Identity;
+use crate::identity::{BrowserProof, Identity};
 use crate::keys::Keys;
 use crate::oauth::{Oauth, Revocation};
 use crate::policy::{Permit, Recorded};
@@ -22,19 +22,23 @@ use crate::vault::{Grant, GrantStatus, Vault};
 
 mod account;
 mod callback;
+mod confirm;
 mod flow;
 mod login;
 mod request_state;
 mod session;
 mod standing;
 mod visit;
+mod wish;
 
 pub use account::{Account, Connection};
-pub use callback::{CallbackQuery, Returned};
+pub use callback::{CallbackQuery, Connected, Returned, TypeBack};
+pub use confirm::Confirmed;
 pub use flow::{FLOW_TTL, FlowId, MAX_OPEN_PER_PERSON, Need};
 pub use login::{Back, LoggedIn};
 pub use session::{BrowserCookie, SESSION_TTL};
-pub use visit::{Asking, Listener, SignInWay, View, Visitor, redirect_uri};
+pub use visit::{Asking, Listener, SignInWay, Then, View, Visitor, redirect_uri};
+pub use wish::{Progress, State, Wish, Wished};
 
 use flow::{Flow, Flows, NewFlow, Stage};
 use standing::Standing;
@@ -67,6 +71,8 @@ pub struct Link {
     pub request_state: String,
     /// Whether the call was held for this link in vain: the person was given it before.
     pub waited: bool,
+    /// Whether the page ends with a code that the person must type back.
+    pub code_back: bool,
 }
 
 /// Where consent pages are served. A way in implements it; a link is given out only while it says that obo answers.
@@ -242,12 +248,12 @@ impl Consent {
             Some(id) => self.inner.flows.find(id).await?,
             None => None,
         };
-        if of_retry.as_ref().is_some_and(|flow| matches!(flow.stage, Stage::Declined)) {
-            return Err(declined().into());
+        match of_retry.as_ref().map(|flow| &flow.stage) {
+            Some(Stage::Declined) => return Err(declined().into()),
+            Some(Stage::Mismatch) => return Err(mismatch().into()),
+            _ => {}
         }
-        if !can_sign_in(permit.person()) {
-            return Err(no_browser_sign_in(permit.person()).into());
-        }
+        self.check_provable(permit.person())?;
         // Before the flow is made: while a stranger holds the port there is no link.
         let base = self.inner.door.base().await?;
         let tool = permit.tool();
@@ -260,6 +266,8 @@ impl Consent {
                 tool_title: Some(tool.title.clone()),
                 actor: ask.actor.to_owned(),
                 local: self.inner.local,
+                headless: false,
+                next_uri: None,
                 call: Some(call_digest(permit)),
             })
             .await?;
@@ -277,35 +285,6 @@ impl Consent {
         let request_state = self.seal_request_state(permit, &flow.id).await?;
         let link = self.link(&base, &flow, &tool.provider, request_state, hold)?;
         Err(NoGrant::Ask(Box::new(link)))
-    }
-
-    /// A link for connecting a provider without a call, for the command line.
-    ///
-    /// # Errors
-    /// The failure for the person.
-    pub async fn connect(
-        &self,
-        person: &Person,
-        provider: &Provider,
-        scopes: BTreeSet<String>,
-        actor: &str,
-    ) -> Result<Link, Failure> {
-        let base = self.inner.door.base().await?;
-        let grants = self.inner.vault.grants(person).await?;
-        let own: Vec<&Grant> = grants.iter().filter(|g| g.provider == provider.id && usable(g, provider)).collect();
-        // A provider that does not add consents up would otherwise narrow the connection that is there.
-        let held = if let [grant] = own[..] { grant.scopes.clone() } else { BTreeSet::new() };
-        let need = Need { person: person.clone(), provider: provider.id.clone(), scopes, held, account: None };
-        let new = NewFlow {
-            need,
-            tool: None,
-            tool_title: None,
-            actor: actor.to_owned(),
-            local: self.inner.local,
-            call: None,
-        };
-        let (flow, _) = self.inner.flows.open(new).await?;
-        self.link(&base, &flow, provider, String::new(), false)
     }
 
     /// A person's connections, by provider and account.
@@ -385,7 +364,8 @@ impl Consent {
             match self.inner.flows.find(id).await? {
                 Some(Flow { stage: Stage::Connected { account }, .. }) => return Ok(account),
                 Some(Flow { stage: Stage::Declined, .. }) => return Err(declined()),
-                Some(flow) if now < flow.expires_at => {}
+                Some(Flow { stage: Stage::Mismatch, .. }) => return Err(mismatch()),
+                Some(flow) if now < flow.expires_at || flow.is_pending(now) => {}
                 _ => return Err(Failure::new(Code::AuthorizationRequired, "the link expired before it was used")),
             }
             tokio::select! {
@@ -406,8 +386,9 @@ impl Consent {
             }
             match self.inner.flows.find(id).await?.map(|flow| flow.stage) {
                 Some(Stage::Declined) => return Err(declined().into()),
+                Some(Stage::Mismatch) => return Err(mismatch().into()),
                 Some(Stage::Connected { .. }) | None => return Ok(Held::Ended),
-                Some(Stage::Open | Stage::Forwarded(_) | Stage::Exchanging { .. }) => {}
+                Some(Stage::Open | Stage::Forwarded(_) | Stage::Held(_) | Stage::Exchanging { .. }) => {}
             }
             tokio::select! {
                 () = woken => {}
@@ -440,30 +421,41 @@ impl Consent {
             expires_in: flow.expires_in(self.inner.clock.now()),
             request_state,
             waited,
+            code_back: flow.headless
+                || !flow.local && self.inner.identity.browser_proof(&flow.need.person) == Some(BrowserProof::Code),
         })
     }
-}
 
-/// Whether a browser can show that it belongs to a person. The users of an application have no sign-in here, so a link
-/// for one of them would be good for whoever holds it, or for nobody.
-fn can_sign_in(person: &Person) -> bool {
-    !person.source.as_str().starts_with("app:")
-}
-
-fn no_browser_sign_in(person: &Person) -> Failure {
-    Failure::new(
-        Code::AuthorizationRequired,
-        format!(
-            "users of {} cannot connect an account here: this obo server has no way to tell that a browser is theirs",
-            person.source
-        ),
-    )
+    /// Whether a browser can show that it belongs to a person. A link for anybody else would be good for whoever holds
+    /// it, or for nobody.
+    fn check_provable(&self, person: &Person) -> Result<(), Failure> {
+        if self.inner.local || self.inner.identity.browser_proof(person).is_some() {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Code::AuthorizationRequired,
+            format!(
+                "users of {} cannot connect an account here, because nothing could tell that a browser is theirs; the \
+                 operator of this obo server sets user_verifier_url or confirm_by_code for the application in obo.toml, \
+                 or client_id for the one issuer of its tenant",
+                person.source
+            ),
+        ))
+    }
 }
 
 fn declined() -> Failure {
     Failure::new(
         Code::AuthorizationRequired,
         "the person declined to connect this account; ask them before you try again",
+    )
+}
+
+fn mismatch() -> Failure {
+    Failure::new(
+        Code::AuthorizationRequired,
+        "the browser that gave the consent could not be shown to be this person's, so nothing was connected; ask them to \
+         open a new link themselves",
     )
 }
 

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, Global, Who, actor, output};
 use crate::app::{App, Way};
 use crate::catalog::Provider;
+use crate::consent::{Consent, Link, Wish};
 use crate::failure::{Code, Failure};
+use crate::id::Person;
 use crate::transport;
 
 /// How long the last page may take to reach the browser.
@@ -28,6 +30,10 @@ pub(super) struct Connect {
     /// Print the link only
     #[arg(long)]
     no_browser: bool,
+    /// For a browser on another machine: the page, which the `obo serve` of this data folder shows, ends with a code to
+    /// type here
+    #[arg(long)]
+    headless: bool,
     #[command(flatten)]
     who: Who,
 }
@@ -37,11 +43,41 @@ fn not_connected(failure: Failure) -> Exit {
     if failure.code == Code::AuthorizationRequired { Exit::failed(failure.message) } else { failure.into() }
 }
 
+/// Reads codes until one is right, or the link has ended.
+async fn typed(consent: &Consent, person: &Person, link: &Link) -> Result<String, Exit> {
+    // Not tokio's stdin: a read that nobody ends would keep the process from ending.
+    let (sender, mut lines) = tokio::sync::mpsc::channel::<String>(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    loop {
+        tokio::select! {
+            ended = consent.wait_for(&link.flow) => return ended.map_err(not_connected),
+            line = lines.recv() => match line {
+                None => return Err(Exit::failed("stdin ended before the code was typed")),
+                Some(line) if line.trim().is_empty() => {}
+                Some(line) => match consent.confirm_code(person, &line).await {
+                    Ok(connected) => return Ok(connected.grant.account.label.clone()),
+                    Err(failure) if matches!(failure.code, Code::InvalidArguments | Code::NotFound) => {
+                        eprintln!("{}.", failure.message);
+                    }
+                    Err(failure) => return Err(failure.into()),
+                },
+            },
+        }
+    }
+}
+
 impl Connect {
     pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
         let config = global.config()?;
         let person = self.who.person()?;
-        let app = global.open(config, Way::Local)?;
+        // The pages of a headless link are another process's.
+        let app = global.open(config, if self.headless { Way::Command } else { Way::Local })?;
         let provider = app.catalog.provider(&self.provider).cloned().ok_or_else(|| {
             let known: Vec<&str> = app.catalog.providers().map(|p| p.id.as_str()).collect();
             Exit::usage(format!("there is no provider {:?}; known: {}", self.provider, known.join(", ")))
@@ -52,10 +88,15 @@ impl Connect {
         let scopes = self.scopes(&app, &provider)?;
         app.keys.open().await?;
 
+        if self.headless {
+            return self.elsewhere(&app, &person, &provider, scopes).await;
+        }
         let stop = transport::signal::on_signal().map_err(Exit::failed)?;
         let pages = CancellationToken::new();
         let serving = app.loopback.clone().map(|loopback| tokio::spawn(loopback.serve(app.obo.clone(), pages.clone())));
-        let link = app.obo.consent().connect(&person, &provider, scopes, &actor()).await?;
+        let actor = actor();
+        let wish = Wish::new(&person, &provider, scopes, &actor);
+        let link = app.obo.consent().connect(wish).await?;
         if self.no_browser || open::that_detached(link.url.as_str()).is_err() {
             eprintln!("Open this link in a browser on this machine:");
         } else {
@@ -82,6 +123,40 @@ impl Connect {
         app.obo.drain(transport::SHUTDOWN_GRACE).await;
         let account = ended?;
         output::line(format!("{} is connected as {account}.", provider.name))
+    }
+
+    /// Has the link opened in a browser on another machine, and the code typed here that its page ends with.
+    async fn elsewhere(
+        &self,
+        app: &App,
+        person: &Person,
+        provider: &Provider,
+        scopes: BTreeSet<String>,
+    ) -> Result<(), Exit> {
+        let site = match &app.loopback {
+            Some(loopback) => loopback.site().await?,
+            None => None,
+        };
+        if site.is_none() {
+            return Err(Exit::failed(
+                "no `obo serve` of this data folder is running, and a browser on another machine cannot reach the pages of \
+                 `obo connect`; start one, or forward the port (ssh -L) and leave --headless out",
+            ));
+        }
+        let stop = transport::signal::on_signal().map_err(Exit::failed)?;
+        let actor = actor();
+        let wish = Wish { headless: true, ..Wish::new(person, provider, scopes, &actor) };
+        let consent = app.obo.consent();
+        let link = consent.connect(wish).await?;
+        eprintln!("Open this link in a browser on any machine:");
+        output::line(&link.url)?;
+        eprintln!("Then type the code that the page shows, and give it to nobody else (Ctrl-C to stop):");
+        let account = tokio::select! {
+            account = typed(consent, person, &link) => account,
+            () = stop.cancelled() => Err(Exit::failed("stopped before the account was connected")),
+        };
+        app.obo.drain(transport::SHUTDOWN_GRACE).await;
+        output::line(format!("{} is connected as {}.", provider.name, account?))
     }
 
     fn scopes(&self, app: &App, provider: &Provider) -> Result<BTreeSet<String>, Exit> {

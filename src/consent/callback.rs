@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use subtle::ConstantTimeEq;
+use url::Url;
 
 use super::Consent;
-use super::flow::{self, Flow, FlowId, Forwarded, Stage};
+use super::flow::{self, Flow, FlowId, Redeemable, Stage};
 use super::visit::{Owner, State, Visitor, scopes_to_ask};
 use crate::catalog::Provider;
 use crate::failure::{Code, Failure};
@@ -105,12 +106,32 @@ pub enum Returned {
         /// What the person may read.
         message: String,
     },
+    /// The application must say whose browser it is: the browser goes there, with the flow id that only it was given.
+    AtApplication(Url),
+    /// The person must type this code where the link came from.
+    TypeBack(Box<TypeBack>),
     /// Done.
     Connected(Box<Connected>),
 }
 
+/// A code to type back.
+pub struct TypeBack {
+    /// The flow, for the form that throws the consent away.
+    pub flow: FlowId,
+    /// As it is shown, `BCDF-GHJK`. Only this browser ever sees it.
+    pub code: Secret,
+    /// For whom.
+    pub person: Person,
+    /// Who asked.
+    pub actor: String,
+    /// At which provider.
+    pub provider_name: String,
+}
+
 /// What was connected.
 pub struct Connected {
+    /// By which link.
+    pub flow: FlowId,
     /// For whom.
     pub person: Person,
     /// At which provider.
@@ -121,6 +142,8 @@ pub struct Connected {
     pub withheld: Vec<String>,
     /// The account that was asked for, where it is another one.
     pub expected: Option<String>,
+    /// Where the application wants the browser to go now.
+    pub next_uri: Option<Url>,
 }
 
 impl Consent {
@@ -137,15 +160,27 @@ impl Consent {
         query: CallbackQuery,
         visitor: &Visitor,
     ) -> Result<Returned, Failure> {
-        let Some((state, key)) = State::parse(&query.state) else { return Ok(Returned::NotOurs) };
-        let Some(flow) = self.inner.flows.find_by_key(&key).await? else { return Ok(Returned::NotOurs) };
+        // Anybody can send a browser here: what belongs to no flow is for the log alone.
+        let stray = |why: &str| {
+            tracing::info!(provider = provider_id, why, "an authorization answer was refused");
+            Ok(Returned::NotOurs)
+        };
+        let Some((state, key)) = State::parse(&query.state) else { return stray("its state is none of ours") };
+        let Some(flow) = self.inner.flows.find_by_key(&key).await? else { return stray("its flow is not known") };
         // RFC 9700 §4.4: the path tells the providers apart, so that one's code never goes to another's endpoint.
         if flow.need.provider.as_str() != provider_id {
+            self.note_refused(&flow, "consent.other_provider").await;
             return Ok(Returned::NotOurs);
         }
-        let Some(provider) = self.inner.catalog.provider(provider_id).cloned() else { return Ok(Returned::NotOurs) };
-        let Stage::Forwarded(forwarded) = flow.stage.clone() else { return Ok(Returned::Used) };
+        let Some(provider) = self.inner.catalog.provider(provider_id).cloned() else {
+            return stray("its provider is not in the catalog");
+        };
+        let Stage::Forwarded(forwarded) = flow.stage.clone() else {
+            self.note_refused(&flow, "consent.used_state").await;
+            return Ok(Returned::Used);
+        };
         if !bool::from(state.hash().ct_eq(&forwarded.state)) {
+            self.note_refused(&flow, "consent.used_state").await;
             return Ok(Returned::Used);
         }
         // RFC 6749 §10.12: the browser that brings the answer must be the one that was sent.
@@ -153,14 +188,16 @@ impl Consent {
             self.note_mismatch(&flow).await;
             return Ok(Returned::OtherBrowser);
         }
-        match self.owner_at(&flow, visitor).await? {
-            Owner::Same => {}
-            Owner::Other | Owner::Nobody => {
+        let confirmer = match self.owner_at(&flow, visitor).await? {
+            Owner::Same => None,
+            Owner::Unasked(confirmer) => Some(confirmer),
+            Owner::Other | Owner::Nobody(_) | Owner::Unknowable => {
                 self.note_mismatch(&flow).await;
                 return Ok(Returned::OtherBrowser);
             }
-        }
+        };
         if self.inner.clock.now() >= forwarded.until {
+            self.note_refused(&flow, "consent.expired_state").await;
             return Ok(Returned::Expired);
         }
         if let Err(cause) = check_issuer(&provider, query.iss.as_deref()) {
@@ -174,7 +211,17 @@ impl Consent {
                 let message = format!("{} answered: {error}", provider.name);
                 self.reopen(flow, &provider, message, "consent.refused").await
             }
-            Ok(code) => self.exchange(flow, provider, forwarded, code).await,
+            Ok(code) => {
+                let redeemable = Redeemable {
+                    code: code.expose().to_owned(),
+                    verifier: forwarded.verifier,
+                    redirect_uri: forwarded.redirect_uri,
+                };
+                match confirmer {
+                    None => self.exchange(flow, provider, redeemable).await,
+                    Some(confirmer) => self.keep_unconfirmed(flow, &provider, redeemable, confirmer, visitor).await,
+                }
+            }
         }
     }
 
@@ -207,12 +254,12 @@ impl Consent {
         Ok(Returned::Failed { flow: flow.id, provider_name: provider.name.clone(), message })
     }
 
-    async fn exchange(
+    /// Exchanges a code, of any number of callers once.
+    pub(super) async fn exchange(
         &self,
         mut flow: Flow,
         provider: Arc<Provider>,
-        forwarded: Forwarded,
-        code: Secret,
+        redeemable: Redeemable,
     ) -> Result<Returned, Failure> {
         let this = self.clone();
         // From the first write on in a task of its own: a flow must not stay behind as one that is being exchanged.
@@ -220,7 +267,7 @@ impl Consent {
             this.note_exchange(&flow).await?;
             flow.stage = Stage::Exchanging { since: this.inner.clock.now() };
             match this.inner.flows.save(&mut flow).await {
-                Ok(()) => this.finish(flow, provider, forwarded, code).await,
+                Ok(()) => this.finish(flow, provider, redeemable).await,
                 Err(StoreError::Conflict) => Ok(Returned::Used),
                 Err(error) => Err(flow::unavailable(error)),
             }
@@ -233,11 +280,10 @@ impl Consent {
         &self,
         mut flow: Flow,
         provider: Arc<Provider>,
-        forwarded: Forwarded,
-        code: Secret,
+        redeemable: Redeemable,
     ) -> Result<Returned, Failure> {
         let asked = scopes_to_ask(&flow, &provider);
-        let granted = match self.tokens(&flow, &provider, &forwarded, &code).await {
+        let granted = match self.tokens(&flow, &provider, redeemable).await {
             Ok((account, answer)) => self
                 .inner
                 .vault
@@ -266,6 +312,8 @@ impl Consent {
         let expected = flow.need.account.filter(|label| !label.eq_ignore_ascii_case(&grant.account.label));
         Ok(Returned::Connected(Box::new(Connected {
             expected,
+            flow: flow.id,
+            next_uri: flow.next_uri,
             person: flow.need.person,
             provider_name: provider.name.clone(),
             grant,
@@ -277,12 +325,11 @@ impl Consent {
         &self,
         flow: &Flow,
         provider: &Provider,
-        forwarded: &Forwarded,
-        code: &Secret,
+        redeemable: Redeemable,
     ) -> Result<(Account, TokenAnswer), OauthError> {
-        let verifier = forwarded.verifier.clone().map(Secret::new);
+        let (code, verifier) = (Secret::new(redeemable.code), redeemable.verifier.map(Secret::new));
         let oauth = &self.inner.oauth;
-        let answer = oauth.exchange(provider, code, verifier.as_ref(), &forwarded.redirect_uri).await?;
+        let answer = oauth.exchange(provider, &code, verifier.as_ref(), &redeemable.redirect_uri).await?;
         match self.account_of(provider, &answer.access_token).await {
             Ok(account) => Ok((account, answer)),
             Err(error) => {

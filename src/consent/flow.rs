@@ -1,9 +1,9 @@
 //! A consent flow: one link, from the call that asked for it to the code that was exchanged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -30,6 +30,13 @@ const LONGEST_EXCHANGE: Duration = Duration::from_secs(90);
 pub const MAX_OPEN_PER_PERSON: usize = 20;
 /// How many different calls one link remembers.
 const MAX_CALLS: usize = 64;
+/// How long a code of the provider is kept unexchanged while it is confirmed whose it is. Providers take a code back
+/// after one to ten minutes.
+pub(super) const HELD_TTL: Duration = Duration::from_secs(300);
+/// How many links of one tenant may be made within [`FLOW_TTL`], by one process.
+const MAX_NEW_PER_TENANT: usize = 10_000;
+/// Over how many locks the makers of links are spread.
+const STRIPES: usize = 64;
 
 /// The id of a flow, as it stands in its link: 192 random bits, base64url.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -103,6 +110,8 @@ pub(super) enum Stage {
         /// Since when. A process that was killed here leaves it behind.
         since: Timestamp,
     },
+    /// A code came back in a browser that could not be asked whose it is: kept, unexchanged, until that is confirmed.
+    Held(Held),
     /// Done.
     Connected {
         /// The account's label.
@@ -110,6 +119,8 @@ pub(super) enum Stage {
     },
     /// The person said no.
     Declined,
+    /// The browser belonged to somebody else.
+    Mismatch,
 }
 
 /// What must come back from the provider, and from where.
@@ -127,6 +138,47 @@ pub(super) struct Forwarded {
     pub(super) until: Timestamp,
 }
 
+/// What an exchange needs, besides the flow.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Redeemable {
+    /// The provider's code. It stands in a sealed record only, and for at most [`HELD_TTL`].
+    pub(super) code: String,
+    /// The PKCE verifier.
+    pub(super) verifier: Option<String>,
+    /// Where the provider sent the browser.
+    pub(super) redirect_uri: Url,
+}
+
+/// A code that waits for a confirmation.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Held {
+    pub(super) redeemable: Redeemable,
+    /// SHA-256 of the cookie of the browser that brought it: that browser may throw it away.
+    pub(super) browser: [u8; 32],
+    /// What confirms it.
+    pub(super) by: HeldFor,
+    /// The confirmation must come before.
+    pub(super) until: Timestamp,
+}
+
+/// Who confirms that the browser is the person's, and with what. Only that browser was told.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(tag = "for", rename_all = "snake_case")]
+pub(super) enum HeldFor {
+    /// The application, with the id that its page was opened with. SHA-256 of it.
+    Application {
+        /// The hash.
+        ticket: [u8; 32],
+    },
+    /// The person, with the code that the page showed.
+    Code {
+        /// The hash.
+        code: [u8; 32],
+        /// How often it may still be typed wrong.
+        tries: u8,
+    },
+}
+
 /// A flow, as it stands in its sealed record.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Flow {
@@ -139,6 +191,12 @@ pub(super) struct Flow {
     pub(super) actor: String,
     /// Made by stdio or the command line: their listeners serve it without sign-in.
     pub(super) local: bool,
+    /// To be finished in a browser elsewhere, with a code that is typed back.
+    #[serde(default)]
+    pub(super) headless: bool,
+    /// Where the browser goes at the end. One of the application's own addresses.
+    #[serde(default)]
+    pub(super) next_uri: Option<Url>,
     pub(super) expires_at: Timestamp,
     /// Digests of the calls that were given this link: the same call again is held for it.
     pub(super) calls: Vec<[u8; 32]>,
@@ -151,19 +209,29 @@ pub(super) struct Flow {
 impl Flow {
     /// Whether the link can still be used.
     pub(super) fn is_open(&self, now: Timestamp) -> bool {
-        now < self.expires_at && matches!(self.stage, Stage::Open | Stage::Forwarded(_))
+        now < self.expires_at && matches!(self.stage, Stage::Open | Stage::Forwarded(_) | Stage::Held(_))
     }
 
-    /// Whether a call may still wait for it: it is open, or its code is being exchanged just now.
+    /// Whether a call may still wait for it: it is open, or its code is being confirmed or exchanged just now.
     pub(super) fn is_pending(&self, now: Timestamp) -> bool {
-        match self.stage {
-            Stage::Exchanging { since } => now < later(since, LONGEST_EXCHANGE),
+        match &self.stage {
+            Stage::Exchanging { since } => now < later(*since, LONGEST_EXCHANGE),
+            Stage::Held(held) => now < held.until || self.is_open(now),
             _ => self.is_open(now),
         }
     }
 
     pub(super) fn expires_in(&self, now: Timestamp) -> Duration {
         remaining(now, self.expires_at)
+    }
+
+    /// Whether it would do what a new one would.
+    fn is_for(&self, new: &NewFlow) -> bool {
+        self.need == new.need
+            && self.local == new.local
+            && self.headless == new.headless
+            && self.next_uri == new.next_uri
+            && self.actor == new.actor
     }
 }
 
@@ -173,16 +241,49 @@ pub(super) struct Flows {
     store: Arc<dyn Store>,
     keys: Keys,
     clock: SharedClock,
+    makers: Arc<Makers>,
+}
+
+/// Those who make links in this process: they count before they add, so one at a time for a person.
+struct Makers {
+    stripes: [tokio::sync::Mutex<()>; STRIPES],
+    /// When each tenant's newest links were made, oldest first.
+    made: Mutex<HashMap<TenantId, VecDeque<Timestamp>>>,
+}
+
+impl Makers {
+    fn new() -> Self {
+        Self { stripes: std::array::from_fn(|_| tokio::sync::Mutex::new(())), made: Mutex::default() }
+    }
+
+    /// Counts a new link of a tenant, unless it has made too many.
+    fn count(&self, tenant: &TenantId, now: Timestamp) -> bool {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.retain(|_, times| {
+            while times.front().is_some_and(|time| later(*time, FLOW_TTL) <= now) {
+                times.pop_front();
+            }
+            !times.is_empty()
+        });
+        let times = made.entry(tenant.clone()).or_default();
+        let room = times.len() < MAX_NEW_PER_TENANT;
+        if room {
+            times.push_back(now);
+        }
+        room
+    }
 }
 
 impl Flows {
     pub(super) fn new(store: Arc<dyn Store>, keys: Keys, clock: SharedClock) -> Self {
-        Self { store, keys, clock }
+        Self { store, keys, clock, makers: Arc::new(Makers::new()) }
     }
 
     /// Finds an open flow for the same need, or makes one; says whether this call was given it before.
     pub(super) async fn open(&self, new: NewFlow) -> Result<(Flow, bool), Failure> {
         let keys = self.keys.open().await?;
+        let owner = keys.record_key(Table::Flow, &new.need.person.parts());
+        let _alone = self.makers.stripes[usize::from(owner[0]) % STRIPES].lock().await;
         // A conflict means that another call of the same person changed the same flow: read again.
         for _ in 0..8 {
             let now = self.clock.now();
@@ -192,10 +293,7 @@ impl Flows {
                 .into_iter()
                 .filter(|flow| flow.is_pending(now))
                 .collect();
-            let same = open
-                .iter()
-                .filter(|flow| flow.need == new.need && flow.local == new.local && flow.actor == new.actor)
-                .max_by_key(|flow| flow.expires_at);
+            let same = open.iter().filter(|flow| flow.is_for(&new)).max_by_key(|flow| flow.expires_at);
             if let Some(flow) = same {
                 let given_before = new.call.is_some_and(|call| flow.calls.contains(&call));
                 // One whose code is being exchanged is done in a moment: waiting is better than a second link.
@@ -224,6 +322,11 @@ impl Flows {
                 )
                 .after(Some(FLOW_TTL)));
             }
+            if !self.makers.count(&new.need.person.tenant, now) {
+                tracing::warn!(tenant = %new.need.person.tenant, "as many connect links as one tenant may make in ten minutes");
+                let text = "too many connect links were made for this organisation; try again in a few minutes";
+                return Err(Failure::new(Code::RateLimited, text).after(Some(WORTH_REUSING)));
+            }
             let flow = Flow {
                 id: FlowId::new(),
                 need: new.need.clone(),
@@ -231,6 +334,8 @@ impl Flows {
                 tool_title: new.tool_title.clone(),
                 actor: new.actor.clone(),
                 local: new.local,
+                headless: new.headless,
+                next_uri: new.next_uri.clone(),
                 expires_at: later(now, FLOW_TTL),
                 calls: new.call.into_iter().collect(),
                 stage: Stage::Open,
@@ -269,6 +374,12 @@ impl Flows {
         self.store.apply(vec![Write::Replace(record)]).await?;
         flow.generation += 1;
         Ok(())
+    }
+
+    /// A person's flows that have not expired.
+    pub(super) async fn of(&self, person: &Person) -> Result<Vec<Flow>, Failure> {
+        let keys = self.keys.open().await?;
+        self.of_person(&keys, person).await
     }
 
     async fn of_person(&self, keys: &OpenKeys, person: &Person) -> Result<Vec<Flow>, Failure> {
@@ -311,6 +422,8 @@ pub(super) struct NewFlow {
     pub(super) tool_title: Option<String>,
     pub(super) actor: String,
     pub(super) local: bool,
+    pub(super) headless: bool,
+    pub(super) next_uri: Option<Url>,
     pub(super) call: Option<[u8; 32]>,
 }
 

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use url::Url;
 
+use super::confirm::Confirmer;
 use super::flow::{self, FLOW_TTL, Flow, FlowId, Forwarded, Stage};
 use super::session::BrowserCookie;
 use super::{Back, Consent};
@@ -16,6 +17,7 @@ use crate::catalog::Provider;
 use crate::clock::later;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source};
+use crate::identity::BrowserProof;
 use crate::oauth::{Oauth, OauthError, Revocation};
 use crate::secret::{Secret, random};
 use crate::store::StoreError;
@@ -50,6 +52,8 @@ pub enum View {
     SignIn(SignInWay),
     /// It is signed in as somebody else. Nothing about the flow is shown.
     OtherPerson,
+    /// There is no way left by which a browser could show that it is the person's: the configuration has changed.
+    NoProof,
     /// It may connect.
     Ask(Box<Asking>),
 }
@@ -85,8 +89,19 @@ pub struct Asking {
     pub account: Option<String>,
     /// How long the link stays good.
     pub expires_in: Duration,
-    /// The origin that the button forwards to.
-    pub forward_to: String,
+    /// What comes after the consent, where this browser could not be asked whose it is.
+    pub then: Option<Then>,
+    /// The origins that the button leads to.
+    pub forward_to: Vec<String>,
+}
+
+/// What comes after the consent in a browser that could not be asked whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Then {
+    /// The application asks, at this origin of its own.
+    Application(String),
+    /// A code is shown, to be typed where the link came from.
+    Code,
 }
 
 impl Consent {
@@ -97,7 +112,9 @@ impl Consent {
     pub async fn view(&self, id: &FlowId, visitor: &Visitor) -> Result<View, Failure> {
         match self.enter(id, visitor).await? {
             Entered::Shut(view) => Ok(view),
-            Entered::In { flow, provider } => Ok(View::Ask(Box::new(self.asking(&flow, &provider)))),
+            Entered::In { flow, provider, confirmer } => {
+                Ok(View::Ask(Box::new(self.asking(&flow, &provider, confirmer.as_ref()))))
+            }
         }
     }
 
@@ -107,9 +124,9 @@ impl Consent {
     /// # Errors
     /// The view instead, when the browser may not; or a failure.
     pub async fn press(&self, id: &FlowId, visitor: &Visitor) -> Result<Result<Url, View>, Failure> {
-        let (mut flow, provider) = match self.enter(id, visitor).await? {
+        let (mut flow, provider, confirmer) = match self.enter(id, visitor).await? {
             Entered::Shut(view) => return Ok(Err(view)),
-            Entered::In { flow, provider } => (*flow, provider),
+            Entered::In { flow, provider, confirmer } => (*flow, provider, confirmer),
         };
         let state = State::new(&flow);
         let pkce = provider.oauth.pkce.then(Oauth::pkce);
@@ -131,7 +148,9 @@ impl Consent {
         match self.inner.flows.save(&mut flow).await {
             Ok(()) => Ok(Ok(url)),
             // Two presses at once: the other one goes on; this browser may press again.
-            Err(StoreError::Conflict) => Ok(Err(View::Ask(Box::new(self.asking(&flow, &provider))))),
+            Err(StoreError::Conflict) => {
+                Ok(Err(View::Ask(Box::new(self.asking(&flow, &provider, confirmer.as_ref())))))
+            }
             Err(error) => Err(flow::unavailable(error)),
         }
     }
@@ -147,7 +166,7 @@ impl Consent {
         provider: &str,
         account_key: &str,
     ) -> Result<Option<Revocation>, Failure> {
-        if visitor.listener == Listener::Site && self.signed_in(&visitor.cookie).await?.as_ref() != Some(person) {
+        if visitor.listener == Listener::Site && !matches!(self.whose(person, visitor).await?, Owner::Same) {
             return Ok(None);
         }
         self.disconnect(person, provider, account_key, "browser").await
@@ -159,20 +178,23 @@ impl Consent {
         if !flow.is_open(self.inner.clock.now()) {
             return Ok(Entered::Shut(View::Gone));
         }
-        match self.owner_at(&flow, visitor).await? {
-            Owner::Same => {}
-            Owner::Nobody => {
-                return Ok(Entered::Shut(View::SignIn(self.sign_in_way(&flow.need.person.source).await?)));
-            }
+        let confirmer = match self.owner_at(&flow, visitor).await? {
+            Owner::Same => None,
+            Owner::Unasked(confirmer) => Some(confirmer),
+            Owner::Nobody(source) => return Ok(Entered::Shut(View::SignIn(self.sign_in_way(&source).await?))),
             Owner::Other => {
                 self.note_mismatch(&flow).await;
                 return Ok(Entered::Shut(View::OtherPerson));
             }
-        }
+            Owner::Unknowable => {
+                tracing::warn!(flow = ?flow.id, person = %flow.need.person, "no browser can show that it is this person's");
+                return Ok(Entered::Shut(View::NoProof));
+            }
+        };
         let Some(provider) = self.inner.catalog.provider(flow.need.provider.as_str()) else {
             return Ok(Entered::Shut(View::Gone));
         };
-        Ok(Entered::In { provider: std::sync::Arc::clone(provider), flow: Box::new(flow) })
+        Ok(Entered::In { provider: std::sync::Arc::clone(provider), flow: Box::new(flow), confirmer })
     }
 
     /// How people of a source sign in.
@@ -198,26 +220,56 @@ impl Consent {
         if !flow.is_open(self.inner.clock.now()) {
             return Ok(None);
         }
-        self.begin_login(&flow.need.person.source, Back::Connect(id.clone()), visitor).await
+        match self.owner_at(&flow, visitor).await? {
+            Owner::Nobody(source) => self.begin_login(&source, Back::Connect(id.clone()), visitor).await,
+            // It is signed in by now, or never had to.
+            _ => Ok(None),
+        }
     }
 
     /// Whether the browser belongs to the person who started the flow (T1).
     ///
-    /// Invariant INV-6: asked before the browser is forwarded, and again before a code is exchanged.
+    /// Invariant INV-6: asked before the browser is forwarded, and again before a code is exchanged. Where obo cannot
+    /// ask it, the code is kept unexchanged until somebody who can has confirmed it.
     pub(super) async fn owner_at(&self, flow: &Flow, visitor: &Visitor) -> Result<Owner, Failure> {
         if flow.local && visitor.listener == Listener::Local {
             return Ok(Owner::Same);
         }
+        if flow.headless {
+            return Ok(Owner::Unasked(Confirmer::Code));
+        }
+        self.whose(&flow.need.person, visitor).await
+    }
+
+    /// Whether a browser on a site is this person's.
+    async fn whose(&self, person: &Person, visitor: &Visitor) -> Result<Owner, Failure> {
+        let (source, same_user) = match self.inner.identity.browser_proof(person) {
+            Some(BrowserProof::Issuer(source)) => (source, person.clone()),
+            Some(BrowserProof::Token) => (Source::obo(), person.clone()),
+            // contract.md section 3: the same user id proves the browser, and does not make the two one person.
+            Some(BrowserProof::TenantIssuer(source)) => {
+                (source.clone(), Person { source, tenant: person.tenant.clone(), user: person.user.clone() })
+            }
+            Some(BrowserProof::Application(url)) => return Ok(Owner::Unasked(Confirmer::Application(url))),
+            Some(BrowserProof::Code) => return Ok(Owner::Unasked(Confirmer::Code)),
+            None => return Ok(Owner::Unknowable),
+        };
         Ok(match self.signed_in(&visitor.cookie).await? {
-            Some(person) if person == flow.need.person => Owner::Same,
+            Some(signed_in) if signed_in == same_user => Owner::Same,
             Some(_) => Owner::Other,
-            None => Owner::Nobody,
+            None => Owner::Nobody(source),
         })
     }
 
     pub(super) async fn note_mismatch(&self, flow: &Flow) {
         tracing::warn!(flow = ?flow.id, person = %flow.need.person, "a browser of somebody else opened a connect link");
         self.note(flow, None, "consent.identity_mismatch", Some(Code::Denied)).await;
+    }
+
+    /// Records an answer that was not accepted.
+    pub(super) async fn note_refused(&self, flow: &Flow, what: &str) {
+        tracing::info!(flow = ?flow.id, what, "an authorization answer was refused");
+        self.note(flow, None, what, Some(Code::Denied)).await;
     }
 
     pub(super) async fn note(&self, flow: &Flow, account: Option<&str>, what: &str, failure: Option<Code>) {
@@ -230,7 +282,17 @@ impl Consent {
         self.inner.audit.event(event(flow, Phase::Intent, None, "consent.exchange", None)).await
     }
 
-    fn asking(&self, flow: &Flow, provider: &Provider) -> Asking {
+    fn asking(&self, flow: &Flow, provider: &Provider, confirmer: Option<&Confirmer>) -> Asking {
+        let then = confirmer.map(|confirmer| match confirmer {
+            Confirmer::Application(url) => Then::Application(url.origin().ascii_serialization()),
+            Confirmer::Code => Then::Code,
+        });
+        // A provider that has been asked before sends the browser on without stopping, all the way to the end.
+        let mut forward_to = vec![provider.oauth.authorize_url.origin().ascii_serialization()];
+        forward_to.extend(flow.next_uri.iter().map(|uri| uri.origin().ascii_serialization()));
+        if let Some(Then::Application(origin)) = &then {
+            forward_to.push(origin.clone());
+        }
         let words = |scope: &String| provider.scopes.get(scope).cloned().unwrap_or_else(|| scope.clone());
         Asking {
             person: flow.need.person.clone(),
@@ -241,7 +303,8 @@ impl Consent {
             held: flow.need.held.len(),
             account: flow.need.account.clone(),
             expires_in: flow.expires_in(self.inner.clock.now()),
-            forward_to: provider.oauth.authorize_url.origin().ascii_serialization(),
+            then,
+            forward_to,
         }
     }
 }
@@ -270,14 +333,21 @@ fn event<'a>(
 /// What came of a browser's coming to a link.
 enum Entered {
     Shut(View),
-    In { flow: Box<Flow>, provider: std::sync::Arc<Provider> },
+    In { flow: Box<Flow>, provider: std::sync::Arc<Provider>, confirmer: Option<Confirmer> },
 }
 
 /// Whose browser it is.
 pub(super) enum Owner {
+    /// The person's.
     Same,
+    /// Somebody else's.
     Other,
-    Nobody,
+    /// Nobody's yet: people of this source sign in there.
+    Nobody(Source),
+    /// obo cannot ask it. What it brings back counts once it is confirmed.
+    Unasked(Confirmer),
+    /// Nobody can tell.
+    Unknowable,
 }
 
 /// `{base}/oauth/callback/{provider}`: one a provider, so that an answer of one cannot pass as another's (T3).
@@ -309,7 +379,8 @@ fn no_client(error: OauthError) -> Failure {
     .because(error)
 }
 
-/// The OAuth `state`: the key of the flow's record, which finds it, and 256 random bits, which nobody can guess.
+/// The OAuth `state`, and the flow id that an application is given: the key of the flow's record, which finds it, and 256
+/// random bits, which nobody can guess.
 pub(super) struct State {
     pub(super) text: Secret,
 }
@@ -317,7 +388,7 @@ pub(super) struct State {
 const STATE_BYTES: usize = 64;
 
 impl State {
-    fn new(flow: &Flow) -> Self {
+    pub(super) fn new(flow: &Flow) -> Self {
         let mut bytes = [0u8; STATE_BYTES];
         bytes[..32].copy_from_slice(&flow.id.key());
         bytes[32..].copy_from_slice(&random::<32>());

@@ -102,7 +102,10 @@ fn form(link: &Link, to: &Recipient) -> Form {
 }
 
 fn authorization(link: &Link, to: &Recipient) -> Result<CallToolResponse, ErrorData> {
-    let message = format!("Connect {} so that {} can act for you", link.provider_name, to.tool);
+    let mut message = format!("Connect {} so that {} can act for you", link.provider_name, to.tool);
+    if link.code_back {
+        message.push_str(". The page ends with a code: give it to your agent, which passes it to Obo_Connect");
+    }
     match form(link, to) {
         Form::Text => Ok(link_result(link, to).into()),
         Form::InputRequired => {
@@ -143,7 +146,7 @@ fn link_result(link: &Link, to: &Recipient) -> CallToolResult {
     let Link { provider_name: provider, url, .. } = link;
     let tool = &to.tool;
     let expiry = in_words(link.expires_in);
-    let text = if to.refused {
+    let mut text = if to.refused {
         format!(
             "{tool} was not run: the request to connect {provider} was declined in the client, and nothing was \
              changed. The link stays open for {expiry}, in case the user wants to connect {provider} after all: {url}"
@@ -160,6 +163,12 @@ fn link_result(link: &Link, to: &Recipient) -> CallToolResult {
              with the same arguments."
         )
     };
+    if link.code_back && !to.refused {
+        text.push_str(
+            "\nThe page ends with a code. The account is connected once the user has typed that code back: call \
+             Obo_Connect with it as `code`.",
+        );
+    }
     let object = json!({
         "status": "authorization_required",
         "provider": link.provider.as_str(),
@@ -229,6 +238,7 @@ mod tests {
             expires_in: Duration::from_secs(600),
             request_state: "sealed".to_owned(),
             waited,
+            code_back: false,
         }
     }
 

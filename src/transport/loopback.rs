@@ -194,6 +194,18 @@ impl Loopback {
         hosts
     }
 
+    /// The public address of the `obo serve` of this folder, where one holds the port.
+    ///
+    /// # Errors
+    /// The failure for the caller, naming the port that a stranger holds.
+    pub async fn site(&self) -> Result<Option<Url>, Failure> {
+        match self.holder().await? {
+            Holder::Ours(Owner::Site(base)) => Ok(Some(base)),
+            Holder::Ours(Owner::Local) | Holder::Nobody => Ok(None),
+            Holder::Stranger => Err(stranger(self.address)),
+        }
+    }
+
     /// Who holds the port.
     async fn holder(&self) -> Result<Holder, Failure> {
         let challenge = hex(&random::<CHALLENGE_BYTES>());

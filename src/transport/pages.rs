@@ -19,7 +19,7 @@ use url::Url;
 
 use crate::call::Obo;
 use crate::consent::{
-    Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, LoggedIn, Returned, SignInWay, View, Visitor,
+    Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, LoggedIn, Returned, SignInWay, Then, View, Visitor,
 };
 use crate::failure::Failure;
 use crate::id::Person;
@@ -138,24 +138,52 @@ async fn render_view(pages: &Pages, id: &FlowId, cookie: &BrowserCookie, view: V
         View::Gone => gone(),
         View::SignIn(SignInWay::Token) => {
             let status = if wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
-            page(status, &SignIn { style: STYLE, action: &action, form: &form, wrong }, None)
+            page(status, &SignIn { style: STYLE, action: &action, form: &form, wrong }, &[])
         }
         View::SignIn(SignInWay::Issuer { name, forward_to }) => {
             let sign_in = SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str() };
-            page(StatusCode::OK, &sign_in, Some(&forward_to))
+            page(StatusCode::OK, &sign_in, &[forward_to])
         }
+        View::NoProof => message(
+            StatusCode::FORBIDDEN,
+            "bad",
+            "This link cannot be used",
+            "This obo server has no way to tell that this browser belongs to the person it was made for. Tell whoever runs it; its log says more.",
+            None,
+        ),
         View::OtherPerson => {
             let signed_in = pages.consent().signed_in(cookie).await.ok().flatten();
             let person = signed_in.map_or_else(|| "somebody else".to_owned(), |person| person.to_string());
             page(
                 StatusCode::FORBIDDEN,
                 &OtherPerson { style: STYLE, action: &action, form: &form, person: &person },
-                None,
+                &[],
             )
         }
         View::Ask(asking) => {
-            let Asking { person, actor, provider_name, tool_title, abilities, held, account, expires_in, forward_to } =
-                *asking;
+            let Asking {
+                person,
+                actor,
+                provider_name,
+                tool_title,
+                abilities,
+                held,
+                account,
+                expires_in,
+                then,
+                forward_to,
+            } = *asking;
+            let then = match then {
+                None => None,
+                Some(Then::Code) => Some(
+                    "This page cannot tell whose browser this is. After you allow it, you are shown a code to type where \
+                     you asked for this link. If somebody else sent you the link, do not go on."
+                        .to_owned(),
+                ),
+                Some(Then::Application(origin)) => {
+                    Some(format!("After you allow it you are sent to {origin}, which makes sure that it is you."))
+                }
+            };
             let minutes = expires_in.as_secs().div_ceil(60);
             let good_for =
                 format!("This link is good for {minutes} more minute{}.", if minutes == 1 { "" } else { "s" });
@@ -171,8 +199,9 @@ async fn render_view(pages: &Pages, id: &FlowId, cookie: &BrowserCookie, view: V
                 abilities: &abilities,
                 held: held > 0,
                 good_for: &good_for,
+                then: then.as_deref(),
             };
-            page(StatusCode::OK, &ask, Some(&forward_to))
+            page(StatusCode::OK, &ask, &forward_to)
         }
     }
 }
@@ -193,6 +222,7 @@ enum Step {
     LogIn,
     SignOut,
     Connect,
+    Disown,
 }
 
 async fn submit(
@@ -221,6 +251,17 @@ async fn submit(
         Step::Connect => match pages.consent().press(&id, &pages.visitor(cookie.clone())).await {
             Ok(Ok(url)) => see_other(url.as_str()),
             Ok(Err(view)) => render_view(&pages, &id, &cookie, view, false).await,
+            Err(failure) => unavailable(&failure),
+        },
+        Step::Disown => match pages.consent().disown(&id, &pages.visitor(cookie)).await {
+            Ok(true) => message(
+                StatusCode::OK,
+                "good",
+                "Nothing was connected",
+                "The code is void. Tell whoever sent you the link that you did, and the person who runs this obo server.",
+                None,
+            ),
+            Ok(false) => gone(),
             Err(failure) => unavailable(&failure),
         },
     }
@@ -322,7 +363,28 @@ async fn render_returned(pages: &Pages, cookie: &BrowserCookie, returned: Return
             &format!("{text}. Nothing was kept; you can try again."),
             Some(&format!("/connect/{}", flow.as_str())),
         ),
+        Returned::AtApplication(url) => see_other(url.as_str()),
+        Returned::TypeBack(back) => {
+            let action = format!("/connect/{}", back.flow.as_str());
+            let form = match pages.consent().form_value(cookie, &action).await {
+                Ok(form) => form,
+                Err(failure) => return unavailable(&failure),
+            };
+            let type_back = TypeBackPage {
+                style: STYLE,
+                action: &action,
+                form: &form,
+                code: back.code.expose(),
+                person: &back.person.to_string(),
+                actor: &back.actor,
+                provider: &back.provider_name,
+            };
+            page(StatusCode::OK, &type_back, &[])
+        }
         Returned::Connected(connected) => {
+            if let Some(uri) = &connected.next_uri {
+                return see_other(uri.as_str());
+            }
             let grant = &connected.grant;
             let connection = Connection {
                 person: connected.person.clone(),
@@ -344,7 +406,7 @@ async fn render_returned(pages: &Pages, cookie: &BrowserCookie, returned: Return
                 connection: &connection,
                 form: &form,
             };
-            page(StatusCode::OK, &done, None)
+            page(StatusCode::OK, &done, &[])
         }
     }
 }
@@ -437,6 +499,19 @@ struct Ask<'a> {
     abilities: &'a [(String, String)],
     held: bool,
     good_for: &'a str,
+    then: Option<&'a str>,
+}
+
+#[derive(Template)]
+#[template(path = "type_back.html")]
+struct TypeBackPage<'a> {
+    style: &'a str,
+    action: &'a str,
+    form: &'a str,
+    code: &'a str,
+    person: &'a str,
+    actor: &'a str,
+    provider: &'a str,
 }
 
 #[derive(Template)]
@@ -463,7 +538,7 @@ struct Message<'a> {
 }
 
 fn message(status: StatusCode, tone: &str, title: &str, text: &str, back: Option<&str>) -> Response {
-    page(status, &Message { style: STYLE, title, tone, text, back }, None)
+    page(status, &Message { style: STYLE, title, tone, text, back }, &[])
 }
 
 fn unknown() -> Response {
@@ -518,11 +593,11 @@ fn see_other(location: &str) -> Response {
         value.set_sensitive(true);
         response.headers_mut().insert(header::LOCATION, value);
     }
-    harden(&mut response, None);
+    harden(&mut response, &[]);
     response
 }
 
-fn page(status: StatusCode, template: &impl Template, forward_to: Option<&str>) -> Response {
+fn page(status: StatusCode, template: &impl Template, forward_to: &[String]) -> Response {
     let Ok(html) = template.render() else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     let mut response = (status, axum::response::Html(html)).into_response();
     harden(&mut response, forward_to);
@@ -532,14 +607,14 @@ fn page(status: StatusCode, template: &impl Template, forward_to: Option<&str>) 
 /// Headers of every page (T8): nothing is stored, framed, referred, loaded from elsewhere, or posted elsewhere. A form
 /// that ends in a redirect needs the places that the redirects lead to in `form-action`, and providers send browsers on
 /// among origins that nobody lists; see docs/decisions/0003.
-fn harden(response: &mut Response, forward_to: Option<&str>) {
+fn harden(response: &mut Response, forward_to: &[String]) {
     use base64::Engine as _;
     let style = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(STYLE.as_bytes()));
-    let forward = match forward_to {
-        None => String::new(),
-        Some(origin) if origin.starts_with("https://") => " https:".to_owned(),
-        Some(origin) => format!(" https: {origin}"),
-    };
+    let mut forward = if forward_to.is_empty() { String::new() } else { " https:".to_owned() };
+    for origin in forward_to.iter().filter(|origin| !origin.starts_with("https://")) {
+        forward.push(' ');
+        forward.push_str(origin);
+    }
     let csp = format!(
         "default-src 'none'; style-src 'sha256-{style}'; form-action 'self'{forward}; base-uri 'none'; frame-ancestors 'none'",
     );

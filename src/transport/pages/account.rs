@@ -72,7 +72,7 @@ pub(super) async fn submit(
                 Err(failure) => unavailable(&failure),
             }
         }
-        Step::Connect => bad_form(),
+        Step::Connect | Step::Disown => bad_form(),
     }
 }
 
@@ -85,21 +85,21 @@ async fn sign_in(pages: &Pages, cookie: &BrowserCookie, with: Option<&str>, wron
     let chosen = match (with, &issuers[..]) {
         (Some("obo"), _) | (None, []) => {
             let status = if wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
-            return page(status, &SignIn { style: STYLE, action: PATH, form: &form, wrong }, None);
+            return page(status, &SignIn { style: STYLE, action: PATH, form: &form, wrong }, &[]);
         }
         (Some(with), _) => issuers.iter().find(|issuer| issuer.as_str() == with),
         (None, _) => None,
     };
     let Some(issuer) = chosen else {
-        return page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers }, None);
+        return page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers }, &[]);
     };
     match pages.consent().sign_in_way(issuer).await {
         Ok(SignInWay::Issuer { name, forward_to }) => {
             let action = format!("{PATH}?with={name}");
             let sign_in = SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str() };
-            page(StatusCode::OK, &sign_in, Some(&forward_to))
+            page(StatusCode::OK, &sign_in, &[forward_to])
         }
-        Ok(SignInWay::Token) => page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers }, None),
+        Ok(SignInWay::Token) => page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers }, &[]),
         Err(failure) => unavailable(&failure),
     }
 }
@@ -119,7 +119,7 @@ async fn own(pages: &Pages, cookie: &BrowserCookie, person: &Person) -> Response
     }
     let calls: Vec<Call> = account.calls.into_iter().map(Call::from).collect();
     let own = Own { style: STYLE, person: &person.to_string(), connections: &connections, calls: &calls, form: &form };
-    page(StatusCode::OK, &own, None)
+    page(StatusCode::OK, &own, &[])
 }
 
 async fn row(

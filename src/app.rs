@@ -23,7 +23,7 @@ use crate::policy::Policy;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError, Table};
 use crate::transport::loopback::{Loopback, Owner, Proof, Site, owner_route, shared_address};
-use crate::transport::{http, pages};
+use crate::transport::{http, pages, rest};
 use crate::vault::{self, Vault};
 
 /// How this process is used: who serves the consent pages, and for whom flows are made.
@@ -253,13 +253,14 @@ pub fn loopback_base(config: &Config) -> Result<Url, ConfigError> {
 pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
     let base = public_url(&app.config)?;
     let pages = pages::router(app.obo.clone(), Listener::Site, base).fallback(pages::nothing_here);
+    let further = pages.merge(rest::router(app.obo.clone()));
     Ok(http::router(http::Setup {
         service: Arc::new(app.obo.clone()),
         config: app.config.server.clone(),
         listen,
         issuers: app.obo.identity().issuers().map(|issuer| issuer.issuer.clone()).collect(),
         ready: Arc::new(Readiness { store: Arc::clone(&app.store), keys: app.keys.clone() }),
-        further: pages,
+        further,
         // Neighbours ask by address, whatever the public name is.
         unhosted: owner_route(app.proof.clone()),
     }))

@@ -405,7 +405,7 @@ async fn one_person_has_at_most_twenty_open_links() {
         };
         let provider = obo.app.catalog.provider("google").unwrap();
         let scopes = [format!("scope-{n}")].into();
-        let made = obo.app.obo.consent().connect(&person, provider, scopes, "test").await;
+        let made = obo.app.obo.consent().connect(obo::consent::Wish::new(&person, provider, scopes, "test")).await;
         assert_eq!(made.is_ok(), n < obo::consent::MAX_OPEN_PER_PERSON, "{n}");
     }
     let full = alice.call(SEND, mail("bob@example.com", "x")).await;

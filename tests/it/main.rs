@@ -11,6 +11,7 @@ mod provider;
 mod support;
 
 mod cli;
+mod confirm;
 mod consent;
 mod contract_store;
 mod files;

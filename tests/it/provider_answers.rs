@@ -267,7 +267,7 @@ async fn with_two_accounts_the_call_must_say_which() {
     let alices = Person { tenant: TenantId::default_tenant(), source: Source::obo(), user: "alice".parse().unwrap() };
     let provider = obo.app.catalog.provider("google").unwrap();
     let scopes = [SEND_SCOPE.to_owned()].into();
-    let link = obo.app.obo.consent().connect(&alices, provider, scopes, "test").await.unwrap();
+    let link = obo.app.obo.consent().connect(obo::consent::Wish::new(&alices, provider, scopes, "test")).await.unwrap();
     assert_eq!(obo.consent(link.url.as_str(), "alice", "bob@example.com").await.status, 200);
 
     let which = told("two accounts", &alice.call(SEND, mail("bob@example.com", "x")).await);

@@ -20,9 +20,11 @@ pub mod browser;
 pub mod issuer;
 pub mod mcp;
 pub mod program;
+pub mod rest;
 
 pub use browser::Browser;
 pub use mcp::Mcp;
+pub use rest::Rest;
 
 /// A running `obo serve` and its provider. Everything ends when it is dropped.
 pub struct TestObo {

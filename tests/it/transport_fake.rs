@@ -113,6 +113,7 @@ impl Service for Fake {
                     expires_in: Duration::from_secs(600),
                     request_state: state,
                     waited: resume.is_some_and(|resume| !resume.refused),
+                    code_back: false,
                 })
             }
             _ if request.arguments.contains_key("panic") => panic!("a defect, asked for"),

@@ -46,7 +46,7 @@ impl Browser {
             location: None,
             headers: page.headers.clone(),
         };
-        for own in ["sign_in", "sign_out", "connect"] {
+        for own in ["sign_in", "sign_out", "connect", "disown"] {
             changed.text = changed.text.replace(&format!("value=\"{own}\""), &format!("value=\"{step}\""));
         }
         self.submit(&changed, &[]).await

@@ -8,6 +8,7 @@ pub struct Mcp {
     http: reqwest::Client,
     url: String,
     pub token: Option<String>,
+    pub obo_user: Option<String>,
     pub capabilities: Value,
 }
 
@@ -17,7 +18,13 @@ pub const NEWEST: &str = "2026-07-28";
 impl Mcp {
     pub fn new(base: &str, token: Option<String>) -> Self {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { http, url: format!("{base}/mcp"), token, capabilities: json!({}) }
+        Self { http, url: format!("{base}/mcp"), token, obo_user: None, capabilities: json!({}) }
+    }
+
+    /// The same client, which is an application's and names a user.
+    pub fn for_user(mut self, user: &str) -> Self {
+        self.obo_user = Some(user.to_owned());
+        self
     }
 
     /// The same client with the capability of opening links.
@@ -47,6 +54,9 @@ impl Mcp {
         }
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
+        }
+        if let Some(user) = &self.obo_user {
+            request = request.header("obo-user", user);
         }
         let response = request.send().await.unwrap();
         let streamed = response

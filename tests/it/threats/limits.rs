@@ -78,7 +78,7 @@ async fn t21_one_persons_links_do_not_use_up_anothers() {
     let provider = obo.app.catalog.provider("google").unwrap();
     for number in 0..obo::consent::MAX_OPEN_PER_PERSON {
         let scopes = [format!("scope-{number}")].into();
-        obo.app.obo.consent().connect(&person, provider, scopes, "test").await.unwrap();
+        obo.app.obo.consent().connect(obo::consent::Wish::new(&person, provider, scopes, "test")).await.unwrap();
     }
     let list = "GoogleCalendar_ListEvents";
     let full = obo.client("alice").await.call(list, json!({})).await;

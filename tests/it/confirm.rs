@@ -298,7 +298,7 @@ async fn a_code_that_only_the_browser_was_shown_confirms_the_consent() {
     let page = consent(&obo, &mut browser, &link, "alice@example.com").await;
     let code = code_on(&page);
     assert!(
-        page.text.contains("Give this code to nobody") && page.text.contains("u1 (app:bot, acme)"),
+        page.text.contains("Give this code to nobody else") && page.text.contains("u1 (app:bot, acme)"),
         "{}",
         page.text
     );

@@ -18,12 +18,12 @@ pub(super) async fn form(
     value: &str,
 ) -> Result<BrowserCookie, Response> {
     if !is_same_origin(headers, &pages.base.origin().ascii_serialization()) {
-        return Err(refused());
+        return Err(refused("it was sent from another site"));
     }
-    let Some(cookie) = pages.cookie_of(headers) else { return Err(refused()) };
+    let Some(cookie) = pages.cookie_of(headers) else { return Err(refused("the browser brought no cookie of ours")) };
     match pages.consent().form_is_ours(&cookie, form, value).await {
         Ok(true) => Ok(cookie),
-        Ok(false) => Err(refused()),
+        Ok(false) => Err(refused("its hidden value is not of this browser and form")),
         Err(failure) => Err(unavailable(&failure)),
     }
 }
@@ -46,7 +46,9 @@ fn is_same_origin(headers: &HeaderMap, own: &str) -> bool {
     }
 }
 
-fn refused() -> Response {
+/// The same page for every reason; the operator reads which it was.
+fn refused(why: &str) -> Response {
+    tracing::warn!(why, "a form was refused");
     message(
         StatusCode::FORBIDDEN,
         "bad",

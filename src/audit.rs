@@ -66,8 +66,8 @@ pub struct Entry {
     pub actor: String,
     /// The tool.
     pub tool: ToolName,
-    /// Its provider.
-    pub provider: ProviderId,
+    /// The provider it is about.
+    pub provider: Option<ProviderId>,
     /// What it does.
     pub effect: Effect,
     /// The account used, once it is known.
@@ -153,7 +153,7 @@ impl Audit {
             person: person.clone(),
             actor: actor.chars().take(MAX_ACTOR_CHARS).collect(),
             tool: tool.name.clone(),
-            provider: tool.provider.id.clone(),
+            provider: tool.api().map(|api| api.provider.id.clone()),
             effect: tool.effect,
             account: None,
             policies: Vec::new(),

@@ -16,7 +16,7 @@ use crate::executor::{Executor, Ran, RunError};
 use crate::failure::{Code, Failure};
 use crate::id::{CallId, ProviderId};
 use crate::identity::{Credential, Identity, IdentityError, Subject};
-use crate::policy::{Permit, Policy, Recorded};
+use crate::policy::{ApiPermit, Policy, Recorded, Work};
 use crate::secret::AccessToken;
 use crate::vault::{Grant, TokenError, Vault};
 
@@ -141,7 +141,9 @@ impl Obo {
             refused: request.resume.as_ref().is_some_and(|resume| resume.refused),
             not_enough: false,
         };
-        let result = self.act(&permit, &ask, &mut entry).await;
+        let result = match permit.sorted() {
+            Work::Api(permit) => self.act(&permit, &ask, &mut entry).await,
+        };
         let ending = match &result {
             Ok(ran) => Ending { status: Some(ran.status), ..Ending::default() },
             Err(Stop::Failed(failure)) => Ending::failed(failure),
@@ -162,9 +164,9 @@ impl Obo {
     }
 
     /// Consent, token, provider. A token that the provider refuses is refreshed once; a grant it refuses is asked for.
-    async fn act(&self, permit: &Recorded<Permit>, ask: &Ask<'_>, entry: &mut Entry) -> Result<Ran, Stop> {
+    async fn act(&self, permit: &Recorded<ApiPermit>, ask: &Ask<'_>, entry: &mut Entry) -> Result<Ran, Stop> {
         let Stages { consent, vault, executor, .. } = &*self.stages;
-        let provider = &permit.tool().provider;
+        let provider = &permit.work().provider;
         let not_enough = Ask { not_enough: true, ..*ask };
 
         let grant = consent.grant_for(permit, ask).await?;
@@ -196,7 +198,7 @@ impl Obo {
     }
 
     /// The grant that there is will not do: gives out a link for what is missing.
-    async fn ask_again(&self, permit: &Recorded<Permit>, ask: &Ask<'_>) -> Stop {
+    async fn ask_again(&self, permit: &Recorded<ApiPermit>, ask: &Ask<'_>) -> Stop {
         match self.stages.consent.grant_for(permit, ask).await {
             Err(no_grant) => no_grant.into(),
             // Somebody has connected in the meantime.

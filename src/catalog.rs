@@ -189,17 +189,34 @@ pub struct Tool {
     pub title: String,
     /// For the model that chooses.
     pub description: String,
-    /// Scope sets, any one of which is enough. Never empty; a set may be.
-    pub scopes_any_of: Vec<Vec<String>>,
     /// What a call does.
     pub effect: Effect,
     /// Whether calling twice does no more than calling once.
     pub idempotent: bool,
     /// The JSON Schema of the arguments, as clients see it.
     pub input: Arc<Map<String, Value>>,
+    /// What a call runs.
+    pub runs: Runs,
+    accepts: Input,
+}
+
+/// What a call of a tool runs.
+#[derive(Clone)]
+pub enum Runs {
+    /// Requests to a provider's API, with the person's token.
+    Api(Arc<Api>),
+}
+
+/// What a tool does at a provider.
+pub struct Api {
+    /// The tool's name.
+    pub name: ToolName,
+    /// What a call does.
+    pub effect: Effect,
     /// Whose API it calls.
     pub provider: Arc<Provider>,
-    accepts: Input,
+    /// Scope sets, any one of which is enough. Never empty; a set may be.
+    pub scopes_any_of: Vec<Vec<String>>,
     steps: Vec<Step>,
     response: Program,
     facts: BTreeMap<String, Fact>,
@@ -260,19 +277,16 @@ impl Tool {
             (None, Some(sets)) => sets,
             (None, None) => Vec::new(),
         };
+        let api = Api { name: name.clone(), effect: manifest.effect, provider, scopes_any_of, steps, response, facts };
         Ok(Self {
             name,
             title: manifest.title,
             description: manifest.description,
-            scopes_any_of,
             effect: manifest.effect,
             idempotent: manifest.idempotent,
             input: Arc::new(manifest.input),
-            provider,
+            runs: Runs::Api(Arc::new(api)),
             accepts,
-            steps,
-            response,
-            facts,
         })
     }
 
@@ -285,6 +299,15 @@ impl Tool {
         self.accepts.accept(raw)
     }
 
+    /// What it does at a provider, where it does.
+    pub fn api(&self) -> Option<&Arc<Api>> {
+        match &self.runs {
+            Runs::Api(api) => Some(api),
+        }
+    }
+}
+
+impl Api {
     /// The requests of a call, in their order. Never empty.
     pub fn steps(&self) -> &[Step] {
         &self.steps
@@ -515,9 +538,10 @@ pub(crate) mod tests {
     fn a_manifest_becomes_a_tool() {
         let tool = tool(TOOL);
         assert_eq!(tool.name.as_str(), "Example.Get");
-        assert_eq!(tool.scopes_any_of, [["read"]]);
-        assert_eq!(tool.steps().len(), 1);
-        assert_eq!(tool.facts()["hosts"].kind, FactKind::UrlHosts);
+        let api = tool.api().unwrap();
+        assert_eq!(api.scopes_any_of, [["read"]]);
+        assert_eq!(api.steps().len(), 1);
+        assert_eq!(api.facts()["hosts"].kind, FactKind::UrlHosts);
         assert_eq!(tool.input["additionalProperties"], false);
         let arguments = tool.arguments(Map::from_iter([("id".to_owned(), json!("x"))])).unwrap();
         assert_eq!(arguments.as_map()["n"], 3);

@@ -9,14 +9,14 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::audit::{Audit, Event, Kind, Phase};
-use crate::catalog::{Catalog, Provider, Tool};
+use crate::catalog::{Api, Catalog, Provider};
 use crate::clock::SharedClock;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId, ToolName};
 use crate::identity::{BrowserProof, Identity};
 use crate::keys::Keys;
 use crate::oauth::{Oauth, Revocation};
-use crate::policy::{Permit, Recorded};
+use crate::policy::{ApiPermit, Recorded};
 use crate::store::Store;
 use crate::vault::{Grant, GrantStatus, Vault};
 
@@ -41,7 +41,7 @@ pub use visit::{Asking, Listener, SignInWay, Then, View, Visitor, redirect_uri};
 pub use wish::{Progress, State, Wish, Wished};
 
 use flow::{Flow, Flows, NewFlow, Stage};
-use standing::Standing;
+use standing::{Standing, Want};
 
 /// The longest a call may be held for a consent.
 pub const MAX_WAIT: Duration = Duration::from_secs(50);
@@ -108,8 +108,10 @@ enum Held {
     Granted(Box<Grant>),
     /// The flow ended. The grant may be there, or be for less than the call needs.
     Ended,
-    /// Nothing happened in the time.
-    TimeUp,
+    /// The person said no.
+    Declined,
+    /// The browser belonged to somebody else.
+    Mismatch,
 }
 
 /// How a call asks.
@@ -218,14 +220,15 @@ impl Consent {
     ///
     /// # Errors
     /// See [`NoGrant`].
-    pub async fn grant_for(&self, permit: &Recorded<Permit>, ask: &Ask<'_>) -> Result<Grant, NoGrant> {
+    pub async fn grant_for(&self, permit: &Recorded<ApiPermit>, ask: &Ask<'_>) -> Result<Grant, NoGrant> {
+        let want = Want::of_call(permit);
         let retried = match ask.request_state {
-            Some(state) => Some(self.open_request_state(permit, state).await?),
+            Some(state) => Some(self.open_request_state(&want, state).await?),
             None => None,
         };
         // A flow can end between a look at the grants and a look at the flow: then look at both once more.
         for _ in 0..MAX_PASSES {
-            match self.find_or_ask(permit, ask, retried.as_ref()).await? {
+            match self.find_or_ask(&want, ask, retried.as_ref()).await? {
                 Some(grant) => return Ok(grant),
                 None => continue,
             }
@@ -235,11 +238,11 @@ impl Consent {
 
     async fn find_or_ask(
         &self,
-        permit: &Recorded<Permit>,
+        want: &Want<'_>,
         ask: &Ask<'_>,
         retried: Option<&FlowId>,
     ) -> Result<Option<Grant>, NoGrant> {
-        let need = match self.standing(permit, ask).await? {
+        let need = match self.standing(want, ask).await? {
             Standing::Ready(grant) => return Ok(Some(*grant)),
             Standing::Missing(need) => need,
         };
@@ -253,37 +256,48 @@ impl Consent {
             Some(Stage::Mismatch) => return Err(mismatch().into()),
             _ => {}
         }
-        self.check_provable(permit.person())?;
+        match self.hold_or_ask(want, ask, need, of_retry.as_ref()).await?.1 {
+            Held::Granted(grant) => Ok(Some(*grant)),
+            Held::Ended => Ok(None),
+            Held::Declined => Err(declined().into()),
+            Held::Mismatch => Err(mismatch().into()),
+        }
+    }
+
+    /// Gives out a link for a need; where it was given out before, holds the call for it first. Says how its flow ended.
+    async fn hold_or_ask(
+        &self,
+        want: &Want<'_>,
+        ask: &Ask<'_>,
+        need: Need,
+        of_retry: Option<&Flow>,
+    ) -> Result<(FlowId, Held), NoGrant> {
+        self.check_provable(want.person)?;
         // Before the flow is made: while a stranger holds the port there is no link.
         let base = self.inner.door.base().await?;
-        let tool = permit.tool();
         let (flow, given_before) = self
             .inner
             .flows
             .open(NewFlow {
                 need,
-                tool: Some(tool.name.clone()),
-                tool_title: Some(tool.title.clone()),
+                tool: Some(want.tool.name.clone()),
+                tool_title: want.title.map(ToOwned::to_owned),
                 actor: ask.actor.to_owned(),
                 local: self.inner.local,
                 headless: false,
                 next_uri: None,
-                call: Some(call_digest(permit)),
+                call: Some(call_digest(want)),
             })
             .await?;
 
         // A link that was only just made is not waited for: the person does not have it yet.
         let known = given_before || of_retry.is_some_and(|of_retry| of_retry.id == flow.id);
         let hold = known && !ask.refused && !ask.not_enough;
-        if hold {
-            match self.hold(permit, ask, &flow.id).await? {
-                Held::Granted(grant) => return Ok(Some(*grant)),
-                Held::Ended => return Ok(None),
-                Held::TimeUp => {}
-            }
+        if hold && let Some(held) = self.hold(want, ask, &flow.id).await? {
+            return Ok((flow.id, held));
         }
-        let request_state = self.seal_request_state(permit, &flow.id).await?;
-        let link = self.link(&base, &flow, &tool.provider, request_state, hold)?;
+        let request_state = self.seal_request_state(want, &flow.id).await?;
+        let link = self.link(&base, &flow, want.provider, request_state, hold)?;
         Err(NoGrant::Ask(Box::new(link)))
     }
 
@@ -375,25 +389,25 @@ impl Consent {
         }
     }
 
-    /// Holds a call until the grant is there, the person declines, or the time is up.
-    async fn hold(&self, permit: &Recorded<Permit>, ask: &Ask<'_>, id: &FlowId) -> Result<Held, NoGrant> {
+    /// Holds a call until the grant is there or the flow has ended; `None` when the time is up.
+    async fn hold(&self, want: &Want<'_>, ask: &Ask<'_>, id: &FlowId) -> Result<Option<Held>, NoGrant> {
         let deadline = tokio::time::Instant::now() + self.inner.wait;
         loop {
             // Registered before looking, so that an ending between the look and the wait is not missed.
             let woken = self.inner.ended.notified();
-            if let Standing::Ready(grant) = self.standing(permit, ask).await? {
-                return Ok(Held::Granted(grant));
+            if let Standing::Ready(grant) = self.standing(want, ask).await? {
+                return Ok(Some(Held::Granted(grant)));
             }
             match self.inner.flows.find(id).await?.map(|flow| flow.stage) {
-                Some(Stage::Declined) => return Err(declined().into()),
-                Some(Stage::Mismatch) => return Err(mismatch().into()),
-                Some(Stage::Connected { .. }) | None => return Ok(Held::Ended),
+                Some(Stage::Declined) => return Ok(Some(Held::Declined)),
+                Some(Stage::Mismatch) => return Ok(Some(Held::Mismatch)),
+                Some(Stage::Connected { .. }) | None => return Ok(Some(Held::Ended)),
                 Some(Stage::Open | Stage::Forwarded(_) | Stage::Held(_) | Stage::Exchanging { .. }) => {}
             }
             tokio::select! {
                 () = woken => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = tokio::time::sleep_until(deadline) => return Ok(Held::TimeUp),
+                () = tokio::time::sleep_until(deadline) => return Ok(None),
             }
         }
     }
@@ -460,15 +474,15 @@ fn mismatch() -> Failure {
 }
 
 /// Names a call: the same person, tool and arguments give the same digest.
-fn call_digest(permit: &Permit) -> [u8; 32] {
+fn call_digest(want: &Want<'_>) -> [u8; 32] {
     use sha2::{Digest, Sha256};
     let mut sha = Sha256::new();
-    for part in permit.person().parts() {
+    for part in want.person.parts() {
         sha.update((part.len() as u64).to_be_bytes());
         sha.update(part);
     }
-    sha.update(permit.tool().name.as_str().as_bytes());
-    sha.update(permit.arguments().digest());
+    sha.update(want.tool.name.as_str().as_bytes());
+    sha.update(want.arguments.digest());
     sha.finalize().into()
 }
 
@@ -478,7 +492,7 @@ fn usable(grant: &Grant, provider: &Provider) -> bool {
 }
 
 /// The scopes of the tool's cheapest alternative that `held` lacks; none when one alternative is complete.
-fn missing_scopes(tool: &Tool, held: &BTreeSet<String>) -> BTreeSet<String> {
+fn missing_scopes(tool: &Api, held: &BTreeSet<String>) -> BTreeSet<String> {
     tool.scopes_any_of
         .iter()
         .map(|set| set.iter().filter(|scope| !held.contains(*scope)).cloned().collect::<BTreeSet<_>>())

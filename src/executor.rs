@@ -12,11 +12,11 @@ use tokio::time::Instant;
 
 use crate::catalog::jq::RunError as JqError;
 use crate::catalog::request::Step;
-use crate::catalog::{Arguments, Effect, Tool, encoded_length};
+use crate::catalog::{Api, Arguments, Effect, encoded_length};
 use crate::egress::{Answer, Egress, EgressError, Limits};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId};
-use crate::policy::{Permit, Recorded};
+use crate::policy::{ApiPermit, Recorded};
 use crate::secret::AccessToken;
 use crate::secret::echo::Guard;
 
@@ -115,9 +115,9 @@ impl Executor {
     /// # Cancellation
     /// Dropping the future drops the requests under way. The provider may have received them: whoever drops it must
     /// treat a write as one whose outcome is unknown.
-    pub async fn run(&self, permit: &Recorded<Permit>, token: &AccessToken) -> Result<Ran, RunError> {
-        check_binding(permit.person(), &permit.tool().provider.id, token)?;
-        Run::new(self.wire.as_ref(), permit.tool(), permit.arguments(), token).ran().await
+    pub async fn run(&self, permit: &Recorded<ApiPermit>, token: &AccessToken) -> Result<Ran, RunError> {
+        check_binding(permit.person(), &permit.work().provider.id, token)?;
+        Run::new(self.wire.as_ref(), permit.work(), permit.arguments(), token).ran().await
     }
 }
 
@@ -132,7 +132,7 @@ fn check_binding(person: &Person, provider: &ProviderId, token: &AccessToken) ->
 /// One run under way.
 struct Run<'a> {
     wire: &'a dyn Wire,
-    tool: Arc<Tool>,
+    tool: Arc<Api>,
     /// An object.
     arguments: Arc<Value>,
     token: &'a AccessToken,
@@ -147,7 +147,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(wire: &'a dyn Wire, tool: &Arc<Tool>, arguments: &Arguments, token: &'a AccessToken) -> Self {
+    fn new(wire: &'a dyn Wire, tool: &Arc<Api>, arguments: &Arguments, token: &'a AccessToken) -> Self {
         Self {
             wire,
             tool: Arc::clone(tool),
@@ -282,7 +282,7 @@ impl<'a> Run<'a> {
 }
 
 /// Computes the value and looks at it once more before it goes back.
-fn finish(tool: &Tool, at: Circumstances, guard: &Guard, last: &Value, answers: &[Value]) -> Result<Value, Failure> {
+fn finish(tool: &Api, at: Circumstances, guard: &Guard, last: &Value, answers: &[Value]) -> Result<Value, Failure> {
     let variables: Vec<&Value> = answers.iter().collect();
     let failed = |code: Code, message: String| judge::after_changes(at, Failure::new(code, message));
     let provider = &tool.provider.name;

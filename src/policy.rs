@@ -2,23 +2,28 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{Arguments, Tool};
+use crate::catalog::{Api, Arguments, Runs, Tool};
 use crate::failure::{Code, Failure};
 use crate::id::Person;
 use crate::identity::Subject;
 
 /// A person's permission for one call: this tool, these arguments.
 ///
-/// Invariant INV-1: only [`Policy::decide`] builds one, and nothing reaches a provider without one.
+/// Invariant INV-1: only [`Policy::decide`] builds one, and nothing reaches a provider without one. What the permit is
+/// for is part of its type: one for a provider's API is of no use anywhere else, and no other is of use there.
 #[derive(Clone)]
-pub struct Permit {
+pub struct Permit<W = Runs> {
     person: Person,
     tool: Arc<Tool>,
+    work: W,
     arguments: Arc<Arguments>,
     policies: Vec<String>,
 }
 
-impl Permit {
+/// A permit for requests to a provider's API.
+pub type ApiPermit = Permit<Arc<Api>>;
+
+impl<W> Permit<W> {
     /// Who may.
     pub fn person(&self) -> &Person {
         &self.person
@@ -29,6 +34,11 @@ impl Permit {
         &self.tool
     }
 
+    /// What the call runs.
+    pub fn work(&self) -> &W {
+        &self.work
+    }
+
     /// With what.
     pub fn arguments(&self) -> &Arguments {
         &self.arguments
@@ -37,6 +47,11 @@ impl Permit {
     /// The policies that allowed it, for the audit.
     pub fn policies(&self) -> &[String] {
         &self.policies
+    }
+
+    /// The same permit with a narrower type.
+    fn narrowed<V>(self, work: V) -> Permit<V> {
+        Permit { person: self.person, tool: self.tool, work, arguments: self.arguments, policies: self.policies }
     }
 }
 
@@ -57,6 +72,21 @@ impl<T> std::ops::Deref for Recorded<T> {
     type Target = T;
     fn deref(&self) -> &T {
         &self.0
+    }
+}
+
+/// A recorded permit, by what it is for.
+pub enum Work {
+    /// Requests to a provider's API.
+    Api(Recorded<ApiPermit>),
+}
+
+impl Recorded<Permit> {
+    /// What the permit is for.
+    pub fn sorted(self) -> Work {
+        match self.0.work.clone() {
+            Runs::Api(api) => Work::Api(Recorded(self.0.narrowed(api))),
+        }
     }
 }
 
@@ -106,6 +136,7 @@ impl Policy {
         Ok(Permit {
             person: subject.person().clone(),
             tool: Arc::clone(tool),
+            work: tool.runs.clone(),
             arguments: Arc::new(arguments),
             policies: vec!["signed-in".to_owned()],
         })

@@ -90,7 +90,7 @@ impl Service for Obo {
 
     async fn tools(&self, caller: &Subject) -> Vec<Listing> {
         let accounts = self.several_accounts(caller).await;
-        let listing = |tool: &Arc<Tool>| match accounts.get(&tool.provider.id) {
+        let listing = |tool: &Arc<Tool>| match tool.api().and_then(|api| accounts.get(&api.provider.id)) {
             Some(labels) => Listing::from(&**tool).with_account(labels),
             None => Listing::from(&**tool),
         };

@@ -109,7 +109,7 @@ impl Record {
             source: Some(entry.person.source.to_string()),
             user: Some(entry.person.user.to_string()),
             tool: Some(entry.tool.to_string()),
-            provider: Some(entry.provider.to_string()),
+            provider: entry.provider.as_ref().map(ToString::to_string),
             account: entry.account.clone(),
             decision: Some(if entry.allowed { "allow" } else { "deny" }.to_owned()),
             policies: entry.policies.clone(),

@@ -403,7 +403,7 @@ fn enabled(
     known: &BTreeMap<ToolName, Arc<Tool>>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<ToolName, Arc<Tool>> {
-    let has_client = |tool: &Tool| tool.provider.client.is_some();
+    let has_client = |tool: &Tool| tool.api().is_none_or(|api| api.provider.client.is_some());
     let Some(patterns) = &config.enable else {
         return known
             .iter()
@@ -423,10 +423,13 @@ fn enabled(
                 continue;
             }
             matched = true;
-            if has_client(tool) {
-                enabled.insert(name.clone(), Arc::clone(tool));
-            } else {
-                without_client.insert(tool.provider.id.as_str(), pattern);
+            match tool.api().filter(|_| !has_client(tool)) {
+                None => {
+                    enabled.insert(name.clone(), Arc::clone(tool));
+                }
+                Some(api) => {
+                    without_client.insert(api.provider.id.as_str(), pattern);
+                }
             }
         }
         if !matched {
@@ -533,8 +536,8 @@ mod tests {
             for spelling in [tool.name.as_str().to_owned(), tool.name.underscored()] {
                 assert_eq!(catalog.find(&spelling).map(|found| &found.name), Some(&tool.name));
             }
-            for scope in tool.scopes_any_of.iter().flatten() {
-                assert!(tool.provider.scopes.contains_key(scope), "{}: {scope} has no words", tool.name);
+            for scope in tool.api().unwrap().scopes_any_of.iter().flatten() {
+                assert!(tool.api().unwrap().provider.scopes.contains_key(scope), "{}: {scope} has no words", tool.name);
             }
             for (name, schema) in tool.input["properties"].as_object().unwrap() {
                 assert!(schema["description"].is_string(), "{}: {name} has no description", tool.name);
@@ -636,7 +639,7 @@ mod tests {
             let Value::Object(raw) = raw else { panic!("not an object") };
             let tool = catalog.find(name).unwrap();
             let arguments = tool.arguments(raw).unwrap();
-            let (_, program) = tool.steps()[0].request.body.as_ref().unwrap();
+            let (_, program) = tool.api().unwrap().steps()[0].request.body.as_ref().unwrap();
             program.run(&Value::Object(arguments.as_map().clone()), &[]).unwrap()
         };
         assert_eq!(

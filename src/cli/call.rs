@@ -53,7 +53,8 @@ impl Call {
             let tool = app.obo.tool(&subject, &self.tool).ok_or_else(|| not_offered(&app.catalog, &self.tool))?;
             arguments.remove("account");
             let arguments = tool.arguments(arguments)?;
-            return output::json(&executor::plan(&tool, &arguments)?);
+            let Some(api) = tool.api() else { return output::json(&json!([])) };
+            return output::json(&executor::plan(api, &arguments)?);
         }
 
         let request = Request { tool: self.tool.clone(), arguments, actor: actor(), resume: None };
@@ -80,7 +81,11 @@ impl Call {
                 Err(Exit::quiet(3))
             }
             Outcome::Failed(failure) if failure.note == Some(NOBODY_SERVES) => {
-                let provider = app.catalog.find(&self.tool).map_or("PROVIDER", |tool| tool.provider.id.as_str());
+                let provider = app
+                    .catalog
+                    .find(&self.tool)
+                    .and_then(|tool| tool.api())
+                    .map_or("PROVIDER", |api| api.provider.id.as_str());
                 let command = format!("obo connect {provider} --tool {}{}", self.tool, self.for_whom());
                 if self.json {
                     output::json(

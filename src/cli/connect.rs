@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exit, Global, Who, actor, output};
 use crate::app::{App, Way};
-use crate::catalog::Provider;
+use crate::catalog::{Api, Provider, Tool};
 use crate::consent::{Consent, Link, Wish};
 use crate::failure::{Code, Failure};
 use crate::id::Person;
@@ -161,19 +161,20 @@ impl Connect {
 
     fn scopes(&self, app: &App, provider: &Provider) -> Result<BTreeSet<String>, Exit> {
         let mut scopes: BTreeSet<String> = self.scope.iter().cloned().collect();
-        let least = |tool: &crate::catalog::Tool| tool.scopes_any_of.first().cloned().unwrap_or_default();
+        let of_provider = |tool: &Tool| tool.api().filter(|api| api.provider.id == provider.id).cloned();
+        let least = |api: &Api| api.scopes_any_of.first().cloned().unwrap_or_default();
         for name in &self.tool {
-            let tool = app.catalog.find(name).filter(|tool| tool.provider.id == provider.id).ok_or_else(|| {
+            let api = app.catalog.find(name).and_then(|tool| of_provider(tool)).ok_or_else(|| {
                 Exit::usage(format!(
                     "{name:?} is not a tool of {} that is offered; see `obo tools list`",
                     provider.name
                 ))
             })?;
-            scopes.extend(least(tool));
+            scopes.extend(least(&api));
         }
         if self.tool.is_empty() && self.scope.is_empty() {
-            for tool in app.catalog.tools().filter(|tool| tool.provider.id == provider.id) {
-                scopes.extend(least(tool));
+            for api in app.catalog.tools().filter_map(|tool| of_provider(tool)) {
+                scopes.extend(least(&api));
             }
         }
         Ok(scopes)

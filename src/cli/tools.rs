@@ -48,9 +48,11 @@ impl Tools {
                 }
                 output::line(format!("{}: {}\n", tool.name, tool.title))?;
                 output::line(format!("{}\n", tool.description.trim()))?;
-                output::line(format!("provider   {}", tool.provider.name))?;
+                if let Some(api) = tool.api() {
+                    output::line(format!("provider   {}", api.provider.name))?;
+                }
                 output::line(format!("effect     {}", tool.effect.as_str()))?;
-                for (i, set) in tool.scopes_any_of.iter().enumerate() {
+                for (i, set) in tool.api().iter().flat_map(|api| &api.scopes_any_of).enumerate() {
                     output::line(format!("{}     {}", if i == 0 { "scopes" } else { "or    " }, set.join(" ")))?;
                 }
                 output::line("\narguments (JSON Schema)")?;
@@ -72,9 +74,9 @@ fn nothing_offered(catalog: &Catalog) -> &'static str {
 pub(super) fn not_offered(catalog: &Catalog, name: &str) -> Exit {
     let known = catalog.known_tools().find(|tool| tool.name.as_str() == name || tool.name.underscored() == name);
     if let Some(tool) = known {
-        return match tool.provider.client {
-            None => Exit { code: 64, text: super::providers::no_client(&tool.provider) },
-            Some(_) => Exit::failed(format!("{} is not offered; add it to tools.enable in obo.toml", tool.name)),
+        return match tool.api().filter(|api| api.provider.client.is_none()) {
+            Some(api) => Exit { code: 64, text: super::providers::no_client(&api.provider) },
+            None => Exit::failed(format!("{} is not offered; add it to tools.enable in obo.toml", tool.name)),
         };
     }
     let nearest = crate::schema::nearest(name, catalog.tools().map(|tool| tool.name.as_str()));
@@ -87,10 +89,10 @@ fn as_json(tool: &Tool) -> serde_json::Value {
         "name": tool.name,
         "title": tool.title,
         "description": tool.description,
-        "provider": tool.provider.id,
+        "provider": tool.api().map(|api| &api.provider.id),
         "effect": tool.effect,
         "idempotent": tool.idempotent,
-        "scopes_any_of": tool.scopes_any_of,
+        "scopes_any_of": tool.api().map(|api| &api.scopes_any_of),
         "input": *tool.input,
     })
 }

@@ -8,11 +8,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::standing::Want;
 use super::{Consent, FLOW_TTL, FlowId, NoGrant};
 use crate::clock::later;
 use crate::failure::Failure;
 use crate::keys::{Context, KeyError};
-use crate::policy::Permit;
 use crate::store::Table;
 
 /// Longest state accepted, in bytes; ours are about 450.
@@ -25,22 +25,22 @@ struct Body {
 }
 
 impl Consent {
-    pub(super) async fn seal_request_state(&self, permit: &Permit, flow: &FlowId) -> Result<String, Failure> {
+    pub(super) async fn seal_request_state(&self, want: &Want<'_>, flow: &FlowId) -> Result<String, Failure> {
         let body = Body { flow: flow.clone(), until: later(self.inner.clock.now(), FLOW_TTL) };
         let plain = serde_json::to_vec(&body).map_err(Failure::internal)?;
         let keys = self.inner.keys.open().await?;
-        let sealed = keys.seal(&permit.person().tenant, &context(permit), &plain).await?;
+        let sealed = keys.seal(&want.person.tenant, &context(want), &plain).await?;
         Ok(URL_SAFE_NO_PAD.encode(sealed))
     }
 
     /// The flow that a state belongs to.
-    pub(super) async fn open_request_state(&self, permit: &Permit, state: &str) -> Result<FlowId, NoGrant> {
+    pub(super) async fn open_request_state(&self, want: &Want<'_>, state: &str) -> Result<FlowId, NoGrant> {
         if state.len() > MAX_STATE_BYTES {
             return Err(NoGrant::BadRequestState);
         }
         let sealed = URL_SAFE_NO_PAD.decode(state).map_err(|_| NoGrant::BadRequestState)?;
         let keys = self.inner.keys.open().await.map_err(Failure::from)?;
-        let plain = match keys.unseal(&permit.person().tenant, &context(permit), &sealed).await {
+        let plain = match keys.unseal(&want.person.tenant, &context(want), &sealed).await {
             Ok(plain) => plain,
             Err(KeyError::DoesNotOpen) => return Err(NoGrant::BadRequestState),
             Err(error) => return Err(Failure::from(error).into()),
@@ -50,10 +50,10 @@ impl Consent {
     }
 }
 
-fn context(permit: &Permit) -> Context {
+fn context(want: &Want<'_>) -> Context {
     let mut context = Context::of(Table::Flow).with(b"request state");
-    for part in permit.person().parts() {
+    for part in want.person.parts() {
         context = context.with(part);
     }
-    context.with(permit.tool().name.as_str().as_bytes()).with(&permit.arguments().digest())
+    context.with(want.tool.name.as_str().as_bytes()).with(&want.arguments.digest())
 }

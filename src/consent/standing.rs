@@ -4,9 +4,57 @@ use std::collections::BTreeSet;
 
 use super::flow::Need;
 use super::{Ask, Consent, missing_scopes, usable};
+use crate::catalog::{Api, Arguments, Provider, Tool};
 use crate::failure::{Code, Failure};
-use crate::policy::{Permit, Recorded};
+use crate::id::Person;
+use crate::policy::ApiPermit;
 use crate::vault::Grant;
+
+/// What a call wants of its person's connections.
+pub(super) struct Want<'a> {
+    /// Whose.
+    pub(super) person: &'a Person,
+    /// The tool that was called.
+    pub(super) tool: &'a Tool,
+    /// With what.
+    pub(super) arguments: &'a Arguments,
+    /// What the person is told that it is for.
+    pub(super) title: Option<&'a str>,
+    /// At which provider.
+    pub(super) provider: &'a Provider,
+    /// The tools that the connection must be enough for.
+    pub(super) tools: Vec<&'a Api>,
+}
+
+impl<'a> Want<'a> {
+    /// What the call of a provider's tool wants.
+    pub(super) fn of_call(permit: &'a ApiPermit) -> Self {
+        Self {
+            person: permit.person(),
+            tool: permit.tool(),
+            arguments: permit.arguments(),
+            title: Some(&permit.tool().title),
+            provider: &permit.work().provider,
+            tools: vec![permit.work()],
+        }
+    }
+
+    /// The scopes that `held` lacks.
+    pub(super) fn missing(&self, held: &BTreeSet<String>) -> BTreeSet<String> {
+        self.tools.iter().flat_map(|tool| missing_scopes(tool, held)).collect()
+    }
+
+    /// What to ask for.
+    pub(super) fn need(&self, scopes: BTreeSet<String>, held: BTreeSet<String>, account: Option<&Grant>) -> Need {
+        Need {
+            person: self.person.clone(),
+            provider: self.provider.id.clone(),
+            scopes,
+            held,
+            account: account.map(|grant| grant.account.label.clone()),
+        }
+    }
+}
 
 /// Where a person stands with a provider, for one call.
 pub(super) enum Standing {
@@ -18,9 +66,9 @@ pub(super) enum Standing {
 
 impl Consent {
     /// Picks the grant, or says what is missing. Never guesses between accounts.
-    pub(super) async fn standing(&self, permit: &Recorded<Permit>, ask: &Ask<'_>) -> Result<Standing, Failure> {
-        let (tool, provider) = (permit.tool(), &permit.tool().provider);
-        let mut grants = self.inner.vault.grants(permit.person()).await?;
+    pub(super) async fn standing(&self, want: &Want<'_>, ask: &Ask<'_>) -> Result<Standing, Failure> {
+        let provider = want.provider;
+        let mut grants = self.inner.vault.grants(want.person).await?;
         grants.retain(|grant| grant.provider == provider.id);
         if let Some(wanted) = ask.account {
             let known: Vec<String> = grants.iter().map(|grant| grant.account.label.clone()).collect();
@@ -32,41 +80,31 @@ impl Consent {
 
         let (usable, dead): (Vec<Grant>, Vec<Grant>) = grants.into_iter().partition(|grant| usable(grant, provider));
         let (ready, lacking): (Vec<Grant>, Vec<Grant>) =
-            usable.into_iter().partition(|grant| missing_scopes(tool, &grant.scopes).is_empty());
+            usable.into_iter().partition(|grant| want.missing(&grant.scopes).is_empty());
         let labels = |grants: &[Grant]| grants.iter().map(|g| g.account.label.clone()).collect::<Vec<_>>();
 
         // What the grants say and the provider denies: ask for all that the tool needs.
         if ask.not_enough
             && let [grant] = &ready[..]
         {
-            let scopes = missing_scopes(tool, &BTreeSet::new());
-            return Ok(Standing::Missing(self.need(permit, scopes, grant.scopes.clone(), Some(grant))));
+            let scopes = want.missing(&BTreeSet::new());
+            return Ok(Standing::Missing(want.need(scopes, grant.scopes.clone(), Some(grant))));
         }
         match (&ready[..], &lacking[..], &dead[..]) {
             ([grant], _, _) => Ok(Standing::Ready(Box::new(grant.clone()))),
             ([_, _, ..], _, _) => Err(which_account(&provider.name, &labels(&ready))),
             ([], [grant], _) => {
-                let scopes = missing_scopes(tool, &grant.scopes);
-                Ok(Standing::Missing(self.need(permit, scopes, grant.scopes.clone(), Some(grant))))
+                let scopes = want.missing(&grant.scopes);
+                Ok(Standing::Missing(want.need(scopes, grant.scopes.clone(), Some(grant))))
             }
             ([], [_, _, ..], _) => Err(which_account(&provider.name, &labels(&lacking))),
             ([], [], dead) => {
                 let again = if let [grant] = dead { Some(grant) } else { None };
-                let mut scopes = missing_scopes(tool, &BTreeSet::new());
+                let mut scopes = want.missing(&BTreeSet::new());
                 // Whoever connects again gets back what they had.
                 scopes.extend(again.into_iter().flat_map(|grant| grant.scopes.iter().cloned()));
-                Ok(Standing::Missing(self.need(permit, scopes, BTreeSet::new(), again)))
+                Ok(Standing::Missing(want.need(scopes, BTreeSet::new(), again)))
             }
-        }
-    }
-
-    fn need(&self, permit: &Permit, scopes: BTreeSet<String>, held: BTreeSet<String>, account: Option<&Grant>) -> Need {
-        Need {
-            person: permit.person().clone(),
-            provider: permit.tool().provider.id.clone(),
-            scopes,
-            held,
-            account: account.map(|grant| grant.account.label.clone()),
         }
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
 use super::RunError;
-use crate::catalog::{Effect, Fault, MAX_RETRY_AFTER, Tool, seconds};
+use crate::catalog::{Api, Effect, Fault, MAX_RETRY_AFTER, seconds};
 use crate::egress::{Answer, EgressError};
 use crate::failure::{Code, Failure};
 use crate::secret::echo::Guard;
@@ -27,7 +27,7 @@ pub(super) struct Circumstances {
 }
 
 /// Judges a whole answer.
-pub(super) fn judge(tool: &Tool, at: Circumstances, guard: &Guard, answer: &Answer) -> Result<Value, RunError> {
+pub(super) fn judge(tool: &Api, at: Circumstances, guard: &Guard, answer: &Answer) -> Result<Value, RunError> {
     let status = answer.status;
     if guard.finds_in(&answer.body) || guard.finds_in(&header_text(&answer.headers)) {
         // Nothing of a refusal is passed on, so it may still be one.
@@ -55,7 +55,7 @@ pub(super) fn judge(tool: &Tool, at: Circumstances, guard: &Guard, answer: &Answ
 }
 
 /// Judges a request that has no answer.
-pub(super) fn judge_silence(tool: &Tool, at: Circumstances, error: &EgressError) -> Failure {
+pub(super) fn judge_silence(tool: &Api, at: Circumstances, error: &EgressError) -> Failure {
     let provider = &tool.provider.name;
     let failure = match error {
         EgressError::Forbidden(_) => {
@@ -95,7 +95,7 @@ pub(super) fn judge_silence(tool: &Tool, at: Circumstances, error: &EgressError)
 }
 
 /// The token was in what would have gone back.
-pub(super) fn leak(tool: &Tool) -> Failure {
+pub(super) fn leak(tool: &Api) -> Failure {
     tracing::warn!(tool = %tool.name, provider = %tool.provider.id, event = LEAK_BLOCKED, "an answer held the access token and was withheld");
     let message =
         "the provider's answer contained the access token and was withheld; tell the operator of this obo server";
@@ -120,7 +120,7 @@ fn outcome_unknown(provider: &str, what: &str) -> Failure {
     )
 }
 
-fn not_json(tool: &Tool, at: Circumstances, answer: &Answer) -> Failure {
+fn not_json(tool: &Api, at: Circumstances, answer: &Answer) -> Failure {
     let kind =
         answer.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("no content type");
     let kind: String = kind.chars().take(MAX_CONTENT_TYPE_CHARS).collect();
@@ -153,7 +153,7 @@ fn by_status(status: StatusCode) -> Fault {
 }
 
 fn fault_of(
-    tool: &Tool,
+    tool: &Api,
     at: Circumstances,
     status: StatusCode,
     fault: Fault,
@@ -205,7 +205,7 @@ fn fault_of(
     }
 }
 
-fn other(tool: &Tool, at: Circumstances, status: StatusCode, wait: Option<Duration>, quoted: &str) -> Failure {
+fn other(tool: &Api, at: Circumstances, status: StatusCode, wait: Option<Duration>, quoted: &str) -> Failure {
     let provider = &tool.provider.name;
     let number = status.as_u16();
     let (code, can_retry, message) = match number {

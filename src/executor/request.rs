@@ -10,7 +10,7 @@ use url::Url;
 
 use crate::catalog::jq::{Program, RunError as JqError};
 use crate::catalog::request::{BodyKind, MAX_EACH, Step};
-use crate::catalog::{Arguments, Tool, encoded_length};
+use crate::catalog::{Api, Arguments, encoded_length};
 use crate::failure::{Code, Failure};
 use crate::secret::AccessToken;
 
@@ -78,7 +78,7 @@ pub struct Part {
 ///
 /// # Errors
 /// `invalid_arguments` or `too_large`, as the call itself would fail.
-pub fn plan(tool: &Tool, arguments: &Arguments) -> Result<Vec<Planned>, Failure> {
+pub fn plan(tool: &Api, arguments: &Arguments) -> Result<Vec<Planned>, Failure> {
     // Every tool has a step; a later one may need answers.
     let Some(step) = tool.steps().first() else { return Ok(Vec::new()) };
     let inputs = Inputs { tool, arguments: &Value::Object(arguments.as_map().clone()), answers: &[] };
@@ -91,7 +91,7 @@ pub fn plan(tool: &Tool, arguments: &Arguments) -> Result<Vec<Planned>, Failure>
 /// What the programs of a step read.
 pub(super) struct Inputs<'a> {
     /// The tool.
-    pub tool: &'a Tool,
+    pub tool: &'a Api,
     /// The arguments, an object.
     pub arguments: &'a Value,
     /// The answers that earlier steps gave a name, in their order.

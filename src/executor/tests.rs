@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
 
 use super::*;
+use crate::catalog::Tool;
 use crate::catalog::tests::tool;
 use crate::id::{Source, TenantId};
 use crate::secret::Secret;
@@ -82,7 +83,7 @@ fn arguments(tool: &Tool, raw: Value) -> Arguments {
 }
 
 async fn run_with(tool: &Arc<Tool>, raw: Value, script: &Script) -> Result<Value, RunError> {
-    Run::new(script, tool, &arguments(tool, raw), &token()).value().await
+    Run::new(script, tool.api().unwrap(), &arguments(tool, raw), &token()).value().await
 }
 
 async fn run(tool: &Arc<Tool>, answer: Result<Answer, EgressError>) -> Result<Value, RunError> {
@@ -120,7 +121,7 @@ async fn a_request_is_built_from_the_manifest() {
 #[test]
 fn a_plan_sends_nothing_and_shows_no_token() {
     let tool = writing();
-    let planned = plan(&tool, &arguments(&tool, json!({"id": "7"}))).unwrap();
+    let planned = plan(tool.api().unwrap(), &arguments(&tool, json!({"id": "7"}))).unwrap();
     let shown = serde_json::to_value(&planned).unwrap();
     assert_eq!(
         shown,
@@ -143,7 +144,7 @@ async fn every_body_is_written_as_its_type() {
     let client = reqwest::Client::new();
     let built = |body: &str, raw: Value| {
         let tool = manifest("write", &format!("[request]\nmethod = \"POST\"\nurl = \"{{api}}/x\"\n{body}\n"));
-        let planned = plan(&tool, &arguments(&tool, raw)).unwrap().remove(0);
+        let planned = plan(tool.api().unwrap(), &arguments(&tool, raw)).unwrap().remove(0);
         let builder = client.request(planned.method.clone(), planned.url.clone());
         request::dress(builder, &planned, &token()).unwrap().build().unwrap()
     };
@@ -200,7 +201,7 @@ fn what_cannot_be_a_request_is_refused_before_anything_is_sent() {
         ("method = \"GET\"\nurl = \"{api}/x\"\nquery.q = '[range(1e9)]'", json!({}), Code::TooLarge),
     ] {
         let tool = manifest("write", &format!("[request]\n{request}\n"));
-        let failure = plan(&tool, &arguments(&tool, raw)).unwrap_err();
+        let failure = plan(tool.api().unwrap(), &arguments(&tool, raw)).unwrap_err();
         assert_eq!(failure.code, code, "{request}: {}", failure.message);
     }
 }

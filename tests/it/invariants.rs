@@ -8,7 +8,7 @@ use obo::executor::{Executor, RunError};
 use obo::failure::Code;
 use obo::id::CallId;
 use obo::identity::{Credential, Subject};
-use obo::policy::{Permit, Policy, Recorded};
+use obo::policy::{ApiPermit, Permit, Policy, Recorded, Work};
 use obo::secret::{AccessToken, Secret};
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -75,11 +75,13 @@ async fn inv_1_only_policy_builds_permits() {
     // Its fields are private to policy.rs, which builds it in one place.
     assert_eq!(files_with("Permit {"), ["policy.rs"]);
     let policy = sources().into_iter().find(|(path, _)| path.ends_with("src/policy.rs")).unwrap().1;
-    assert_eq!(policy.matches("Permit {").count() - policy.matches("struct Permit {").count(), 2, "impl, and decide");
-    assert!(policy.contains("impl Permit {") && policy.contains("Ok(Permit {"));
-    assert!(!policy.contains("pub person:") && !policy.contains("pub arguments:"));
-    // Compiles only as long as the executor asks for a recorded permit.
-    fn takes<'a, F>(_: impl Fn(&'a Executor, &'a Recorded<Permit>, &'a AccessToken) -> F) {}
+    assert_eq!(policy.matches("Permit {").count(), 2, "decide, and what narrows the type of one that there is");
+    assert!(policy.contains("Ok(Permit {") && policy.contains("fn narrowed<V>(self, work: V) -> Permit<V> {"));
+    assert!(
+        !policy.contains("pub fn narrowed") && !policy.contains("pub person:") && !policy.contains("pub arguments:")
+    );
+    // Compiles only as long as the executor asks for a recorded permit for a provider's API.
+    fn takes<'a, F>(_: impl Fn(&'a Executor, &'a Recorded<ApiPermit>, &'a AccessToken) -> F) {}
     takes(Executor::run);
 
     // What policy is never asked about reaches nobody.
@@ -106,7 +108,7 @@ async fn inv_2_a_token_of_another_person_or_provider_is_not_used() {
         (alice.clone(), "slack"),
     ];
     let (permit, mut entry) = permit(&obo, "alice", LIST, json!({})).await;
-    let permit = obo.app.audit.intent(&mut entry, permit).await.unwrap();
+    let Work::Api(permit) = obo.app.audit.intent(&mut entry, permit).await.unwrap().sorted();
     for (person, provider) in others {
         let token = AccessToken::bind(person, provider.parse().unwrap(), Secret::new("a-token-of-somebody"));
         match executor.run(&permit, &token).await {

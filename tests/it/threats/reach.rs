@@ -367,7 +367,7 @@ async fn t12_a_plan_shows_no_token_and_sends_nothing() {
     let obo = TestObo::start().await;
     let tool = obo.app.catalog.find("Google.SendEmail").unwrap();
     let Value::Object(mail) = crate::support::mail("bob@example.com", "x") else { unreachable!() };
-    let planned = obo::executor::plan(tool, &tool.arguments(mail).unwrap()).unwrap();
+    let planned = obo::executor::plan(tool.api().unwrap(), &tool.arguments(mail).unwrap()).unwrap();
     let shown = serde_json::to_string(&planned).unwrap();
     assert!(shown.contains("Bearer \u{2022}"), "{shown}");
     assert!(obo.provider.log().is_empty());

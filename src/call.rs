@@ -223,15 +223,15 @@ impl Obo {
         tools.filter(|tool| self.stages.policy.may_see(subject, tool)).cloned().collect()
     }
 
-    /// The labels of a person's accounts, for each provider where they have several. Empty while the keys are not open:
-    /// a list must not be what opens them.
-    pub async fn several_accounts(&self, subject: &Subject) -> BTreeMap<ProviderId, Vec<String>> {
-        let mut accounts: BTreeMap<ProviderId, Vec<String>> = BTreeMap::new();
+    /// A person's accounts, for each provider where they have several. Empty while the keys are not open: a list must
+    /// not be what opens them.
+    pub async fn several_accounts(&self, subject: &Subject) -> BTreeMap<ProviderId, Vec<Grant>> {
+        let mut accounts: BTreeMap<ProviderId, Vec<Grant>> = BTreeMap::new();
         // Where they cannot be read the list is shown without; a call then says what is wrong.
         for grant in self.stages.consent.open_connections(subject.person()).await.unwrap_or_default() {
-            accounts.entry(grant.provider).or_default().push(grant.account.label);
+            accounts.entry(grant.provider.clone()).or_default().push(grant);
         }
-        accounts.retain(|_, labels| labels.len() > 1);
+        accounts.retain(|_, accounts| accounts.len() > 1);
         accounts
     }
 

@@ -19,6 +19,7 @@ use crate::call::{Obo, Outcome, Request};
 use crate::catalog::{Effect, Tool};
 use crate::id::{Person, ToolName};
 use crate::identity::{Credential, IdentityError, Subject};
+use crate::vault::Grant;
 
 mod calls;
 pub mod config;
@@ -91,7 +92,7 @@ impl Service for Obo {
     async fn tools(&self, caller: &Subject) -> Vec<Listing> {
         let accounts = self.several_accounts(caller).await;
         let listing = |tool: &Arc<Tool>| match tool.api().and_then(|api| accounts.get(&api.provider.id)) {
-            Some(labels) => Listing::from(&**tool).with_account(labels),
+            Some(accounts) => Listing::from(&**tool).with_account(accounts),
             None => Listing::from(&**tool),
         };
         Obo::tools(self, caller).iter().map(listing).collect()
@@ -108,10 +109,17 @@ impl Service for Obo {
 
 impl Listing {
     /// Adds the argument by which a person with several accounts says which one.
-    fn with_account(mut self, labels: &[String]) -> Self {
+    fn with_account(mut self, accounts: &[Grant]) -> Self {
         let input = Arc::make_mut(&mut self.input);
         if let Some(properties) = input.entry("properties").or_insert_with(|| json!({})).as_object_mut() {
-            let text = "Which of the user's connected accounts to use. Ask the user when it is not clear.";
+            let labels: Vec<&str> = accounts.iter().map(|grant| grant.account.label.as_str()).collect();
+            let text = match Grant::default_of(accounts) {
+                Some(Grant { account, .. }) => format!(
+                    "Which of the user's connected accounts to use. Default: {}, which the user chose.",
+                    account.label
+                ),
+                None => "Which of the user's connected accounts to use. Ask the user when it is not clear.".to_owned(),
+            };
             properties.insert("account".to_owned(), json!({ "type": "string", "enum": labels, "description": text }));
         }
         self

@@ -42,6 +42,15 @@ pub struct Grant {
     pub fingerprint: String,
     /// Counts its tokens.
     pub generation: u64,
+    /// When the person chose it as the one to use where a call names no account; none: they did not.
+    pub preferred_at: Option<Timestamp>,
+}
+
+impl Grant {
+    /// Among the grants of one provider, the one that its person chose last for calls that name no account.
+    pub fn default_of<'a>(grants: impl IntoIterator<Item = &'a Self>) -> Option<&'a Self> {
+        grants.into_iter().filter(|grant| grant.preferred_at.is_some()).max_by_key(|grant| grant.preferred_at)
+    }
 }
 
 /// Whether a grant can be used.
@@ -172,6 +181,18 @@ impl Vault {
     /// As [`Vault::disconnect`].
     pub async fn forget(&self, grant: &Grant) -> Result<Revocation, Failure> {
         self.safe.disconnect(grant, None).await
+    }
+
+    /// Notes that the person chose this grant for calls that name no account. The newest choice counts, so that no other
+    /// record needs to change; `after` is the newest there is. `None` when the grant is gone.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    ///
+    /// # Cancellation
+    /// Dropping the future does not stop it half-way.
+    pub async fn prefer(&self, grant: &Grant, after: Option<Timestamp>) -> Result<Option<Grant>, Failure> {
+        self.safe.prefer(grant, after).await
     }
 
     /// Tells `observer` of every refresh that ended: the audit cannot be called from here.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::Consent;
-use crate::audit::Record;
+use super::{Consent, Listener, Visitor};
+use crate::audit::{Event, Kind, Phase, Record};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source};
 use crate::vault::{Grant, GrantStatus};
@@ -31,6 +31,10 @@ pub struct Connection {
     pub provider_name: String,
     /// Whether it can be used as it is.
     pub usable: bool,
+    /// Whether the person chose it for calls that name no account of the provider.
+    pub default: bool,
+    /// Whether it is one of several accounts of the provider, so that there is something to choose.
+    pub one_of_several: bool,
     /// What tools can do with it.
     pub abilities: Vec<String>,
     /// When a call last succeeded with it, as far back as the page looks.
@@ -54,13 +58,15 @@ impl Consent {
                 last_used.entry((provider.clone(), account.clone())).or_insert(call.time);
             }
         }
-        let connections = self.inner.vault.grants(person).await?;
-        let connections = connections.into_iter().map(|grant| self.in_words(grant, &last_used)).collect();
+        let grants = self.inner.vault.grants(person).await?;
+        let connections = grants.iter().map(|grant| self.in_words(grant, &grants, &last_used)).collect();
         calls.truncate(RECENT_CALLS);
         Ok(Account { connections, calls })
     }
 
-    fn in_words(&self, grant: Grant, last_used: &BTreeMap<(String, String), Timestamp>) -> Connection {
+    fn in_words(&self, grant: &Grant, all: &[Grant], last_used: &BTreeMap<(String, String), Timestamp>) -> Connection {
+        let siblings = || all.iter().filter(|other| other.provider == grant.provider);
+        let default = Grant::default_of(siblings()).is_some_and(|default| default.account.key == grant.account.key);
         let provider = self.inner.catalog.provider(grant.provider.as_str());
         let base = provider.map(|provider| provider.oauth.base_scopes.clone()).unwrap_or_default();
         let words = |scope: &String| provider.and_then(|p| p.scopes.get(scope)).unwrap_or(scope).clone();
@@ -71,8 +77,74 @@ impl Consent {
                 && provider.is_some_and(|p| grant.fingerprint == p.fingerprint()),
             abilities: grant.scopes.iter().filter(|scope| !base.contains(scope)).map(words).collect(),
             last_used: used,
-            grant,
+            default,
+            one_of_several: siblings().count() > 1,
+            grant: grant.clone(),
         }
+    }
+
+    /// Makes a connection the one that calls use which name no account of its provider. `None` when there is none.
+    ///
+    /// # Errors
+    /// `vault_unavailable`, `audit_unavailable`: nothing was changed.
+    pub async fn prefer(
+        &self,
+        person: &Person,
+        provider: &str,
+        account_key: &str,
+        actor: &str,
+    ) -> Result<Option<Grant>, Failure> {
+        let mut grants = self.inner.vault.grants(person).await?;
+        grants.retain(|grant| grant.provider.as_str() == provider);
+        let newest = grants.iter().filter_map(|grant| grant.preferred_at).max();
+        let Some(grant) = grants.into_iter().find(|grant| grant.account.key == account_key) else { return Ok(None) };
+        let (this, actor) = (self.clone(), actor.to_owned());
+        // Changed and recorded, or not begun: whoever asked may go away in the middle.
+        let task = self.inner.exchanges.spawn(async move { this.choose(&grant, newest, &actor).await });
+        task.await.map_err(|_| Failure::internal("the choice of a default account ended early"))?
+    }
+
+    async fn choose(&self, grant: &Grant, newest: Option<Timestamp>, actor: &str) -> Result<Option<Grant>, Failure> {
+        let event = |phase, failure| Event {
+            kind: Kind::Consent,
+            phase,
+            person: Some(&grant.person),
+            tenant: None,
+            actor,
+            provider: Some(&grant.provider),
+            account: Some(&grant.account.label),
+            what: "consent.default_chosen",
+            failure,
+            duration: None,
+        };
+        // Later calls act as another account: that is on record before it is so.
+        self.inner.audit.event(event(Phase::Intent, None)).await?;
+        let chosen = self.inner.vault.prefer(grant, newest).await;
+        let failure = match &chosen {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(Code::NotFound),
+            Err(failure) => Some(failure.code),
+        };
+        // Logged there.
+        let _ = self.inner.audit.event(event(Phase::Outcome, failure)).await;
+        chosen
+    }
+
+    /// The same from a page. On a site, only for the person who is signed in there.
+    ///
+    /// # Errors
+    /// As [`Consent::prefer`].
+    pub async fn prefer_at(
+        &self,
+        visitor: &Visitor,
+        person: &Person,
+        provider: &str,
+        account_key: &str,
+    ) -> Result<Option<Grant>, Failure> {
+        if visitor.listener == Listener::Site && self.signed_in(&visitor.cookie).await?.as_ref() != Some(person) {
+            return Ok(None);
+        }
+        self.prefer(person, provider, account_key, "browser").await
     }
 
     /// The sources whose people sign in at an identity provider.

@@ -78,6 +78,13 @@ impl Consent {
             }
         }
 
+        // What the person chose counts in whatever state it is: another account in its place would be a guess.
+        if ask.account.is_none()
+            && let Some(default) = Grant::default_of(&grants).cloned()
+        {
+            grants = vec![default];
+        }
+
         let (usable, dead): (Vec<Grant>, Vec<Grant>) = grants.into_iter().partition(|grant| usable(grant, provider));
         let (ready, lacking): (Vec<Grant>, Vec<Grant>) =
             usable.into_iter().partition(|grant| want.missing(&grant.scopes).is_empty());

@@ -53,6 +53,7 @@ pub fn router(obo: Obo, listener: Listener, base: Url) -> Router {
         .route("/oauth/callback/{provider}", get(callback))
         .route("/login/callback/{issuer}", get(login_callback))
         .route("/account", get(account::show).post(account::submit))
+        .route("/account/default", post(account::prefer))
         .route("/account/disconnect", post(disconnect))
         .layer(middleware::from_fn(whole_form))
         .with_state(Pages { obo, listener, base })

@@ -44,6 +44,10 @@ pub(super) struct Head {
     /// The intent: since when a refresh with this generation's refresh token has been under way. One that stays behind
     /// was interrupted, and the provider may have taken the token back.
     pub(super) refreshing_since: Option<Timestamp>,
+    /// When the person chose it for calls that name no account. Left out where they did not, so that an obo which does
+    /// not know the key opens what it always did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) preferred_at: Option<Timestamp>,
 }
 
 /// How good an access token still is.
@@ -92,6 +96,8 @@ impl Head {
             issued_at: now,
             expires_at: lifetime.map(|lifetime| later(now, lifetime)),
             refreshing_since: None,
+            // The choice is of an account, not of its tokens.
+            preferred_at: earlier.and_then(|earlier| earlier.preferred_at),
         }
     }
 
@@ -141,6 +147,7 @@ impl Head {
             connected_at: self.connected_at,
             fingerprint: self.fingerprint.clone(),
             generation: self.generation,
+            preferred_at: self.preferred_at,
         }
     }
 

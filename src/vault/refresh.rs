@@ -258,7 +258,7 @@ impl Safe {
         keys: &OpenKeys,
         refresh: &Refresh,
         spent: &Secret,
-        next: Head,
+        mut next: Head,
         mut generation: u64,
         publish: &watch::Sender<Option<Outcome>>,
     ) -> Outcome {
@@ -274,6 +274,7 @@ impl Safe {
                     // Only what is beside the tokens changed.
                     Ok(Some(stored)) if stored.head.refresh_token.as_ref().is_some_and(|t| t.matches(spent)) => {
                         generation = stored.generation;
+                        next.preferred_at = stored.head.preferred_at;
                         continue;
                     }
                     // The person has connected anew; those tokens are the later ones.

@@ -5,13 +5,14 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use super::Grant;
 use super::head::Head;
 use super::refresh::{Cooling, Flights};
 use super::upstream::{Terms, Upstream};
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, later};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId};
 use crate::keys::{Context, Keys, OpenKeys};
@@ -199,6 +200,35 @@ impl Safe {
                         None => return Ok(revocation),
                     },
                     Err(error) => return Err(unavailable(error)),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Notes a choice of the person's, later than `after`.
+    pub(super) async fn prefer(
+        self: &Arc<Self>,
+        grant: &Grant,
+        after: Option<Timestamp>,
+    ) -> Result<Option<Grant>, Failure> {
+        let safe = Arc::clone(self);
+        let (person, provider, account) = (grant.person.clone(), grant.provider.clone(), grant.account.key.clone());
+        self.to_its_end(async move {
+            let keys = safe.keys.open().await?;
+            let key = key_of(&keys, &person, &provider, &account);
+            let _lease = safe.lease(&key).await?;
+            loop {
+                let Some(Stored { mut head, generation }) = safe.read(&keys, &person, &key).await? else {
+                    return Ok(None);
+                };
+                // Two choices at one instant, or a clock that went back, must not leave the order open.
+                let next = after.map(|after| later(after, Duration::from_millis(1)));
+                head.preferred_at = next.max(Some(safe.clock.now()));
+                match safe.write(&keys, &key, &head, Some(generation)).await {
+                    Ok(_) => return Ok(Some(head.grant())),
+                    Err(WriteError::Conflict) => {}
+                    Err(WriteError::Failed(failure)) => return Err(failure),
                 }
             }
         })

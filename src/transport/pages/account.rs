@@ -8,7 +8,8 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::{
-    Connection, Pages, STYLE, SignIn, SignInAtIssuer, Step, Submitted, bad_form, guard, page, see_other, unavailable,
+    Connection, Disconnecting, Pages, STYLE, SignIn, SignInAtIssuer, Step, Submitted, bad_form, gone, guard, page,
+    see_other, unavailable,
 };
 use crate::audit::Record;
 use crate::consent::{self, Back, BrowserCookie, SignInWay};
@@ -76,6 +77,32 @@ pub(super) async fn submit(
     }
 }
 
+/// Takes the form that makes a connection the default of its provider.
+pub(super) async fn prefer(
+    State(pages): State<Pages>,
+    headers: HeaderMap,
+    form: Result<Form<Disconnecting>, axum::extract::rejection::FormRejection>,
+) -> Response {
+    let Ok(Form(submitted)) = form else { return bad_form() };
+    let cookie = match guard::form(&pages, &headers, &default_form(&submitted.connection), &submitted.form).await {
+        Ok(cookie) => cookie,
+        Err(refusal) => return refusal,
+    };
+    let Ok(connection) = serde_json::from_str::<Connection>(&submitted.connection) else { return bad_form() };
+    let Connection { person, provider, account } = connection;
+    match pages.consent().prefer_at(&pages.visitor(cookie), &person, &provider, &account).await {
+        Ok(Some(_)) => see_other(PATH),
+        Ok(None) => gone(),
+        Err(failure) => unavailable(&failure),
+    }
+}
+
+/// What the hidden value of that form is made over: not what that of the other form is, so that neither passes as the
+/// other.
+fn default_form(connection: &str) -> String {
+    format!("{PATH}/default {connection}")
+}
+
 async fn sign_in(pages: &Pages, cookie: &BrowserCookie, with: Option<&str>, wrong: bool) -> Response {
     let issuers = pages.consent().issuers();
     let form = match pages.consent().form_value(cookie, PATH).await {
@@ -137,12 +164,15 @@ async fn row(
     let day = |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M UTC").to_string();
     Ok(Row {
         form: pages.consent().form_value(cookie, &named).await?,
+        default_form: pages.consent().form_value(cookie, &default_form(&named)).await?,
         connection: named,
         provider: connection.provider_name,
         account: connection.grant.account.label,
         connected: day(connection.grant.connected_at),
         last_used: connection.last_used.map_or_else(|| "not lately".to_owned(), day),
         usable: connection.usable,
+        default: connection.default,
+        may_choose: connection.one_of_several && !connection.default,
         abilities: connection.abilities,
     })
 }
@@ -151,11 +181,14 @@ async fn row(
 struct Row {
     connection: String,
     form: String,
+    default_form: String,
     provider: String,
     account: String,
     connected: String,
     last_used: String,
     usable: bool,
+    default: bool,
+    may_choose: bool,
     abilities: Vec<String>,
 }
 

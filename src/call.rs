@@ -217,6 +217,11 @@ impl Obo {
         self.stages.identity.authenticate(credential).await
     }
 
+    /// All tools that are offered to anybody, in the order of their names.
+    pub fn all_tools(&self) -> Vec<Arc<Tool>> {
+        self.stages.catalog.tools().cloned().collect()
+    }
+
     /// The tools that a person may see, in the order of their names.
     pub fn tools(&self, subject: &Subject) -> Vec<Arc<Tool>> {
         let tools = self.stages.catalog.tools();

@@ -486,6 +486,11 @@ fn call_digest(want: &Want<'_>) -> [u8; 32] {
     sha.finalize().into()
 }
 
+/// Whether a grant is enough for a tool, as the provider is configured now.
+pub fn is_enough(api: &Api, grant: &Grant) -> bool {
+    grant.provider == api.provider.id && usable(grant, &api.provider) && missing_scopes(api, &grant.scopes).is_empty()
+}
+
 /// Whether a grant can be used with this provider as it is configured now.
 fn usable(grant: &Grant, provider: &Provider) -> bool {
     grant.status == GrantStatus::Active && grant.fingerprint == provider.fingerprint()

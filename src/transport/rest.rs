@@ -10,22 +10,27 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::call::Obo;
+use crate::catalog::MAX_ARGUMENT_BYTES;
 use crate::failure::{Code, Failure};
 use crate::identity::{Application, IdentityError};
 use crate::secret::Secret;
 
 mod auth;
+mod connections;
+mod definition;
+mod page;
+pub mod tools;
 
 /// Longest body that is read, in bytes.
-const MAX_BODY_BYTES: usize = 256 << 10; // 256 KiB
+const MAX_BODY_BYTES: usize = MAX_ARGUMENT_BYTES + (64 << 10); // the arguments of a call, and what is around them
 /// Longest that a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest key that is looked at, in bytes.
 const MAX_KEY_BYTES: usize = 1024;
 
@@ -35,6 +40,14 @@ pub fn router(obo: Obo) -> Router {
         .route("/auth/authorize", post(auth::authorize))
         .route("/auth/status", get(auth::status))
         .route("/auth/confirm_user", post(auth::confirm_user))
+        .route("/tools", get(tools::list))
+        .route("/tools/authorize", post(tools::authorize))
+        .route("/tools/execute", post(tools::execute))
+        .route("/tools/{name}", get(tools::get))
+        .route("/formatted_tools", get(tools::formatted_list))
+        .route("/formatted_tools/{name}", get(tools::formatted_get))
+        .route("/admin/user_connections", get(connections::list))
+        .route("/admin/user_connections/{id}", delete(connections::delete))
         .layer(middleware::from_fn(whole_body))
         .layer(middleware::from_fn_with_state(obo.clone(), application));
     let routes = own
@@ -95,7 +108,7 @@ async fn whole_body(request: Request, next: Next) -> Response {
     match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY_BYTES)).await {
         Ok(Ok(body)) => next.run(Request::from_parts(parts, body.into())).await,
         Ok(Err(_)) => {
-            let text = format!("the body is larger than {} KiB, or broke off", MAX_BODY_BYTES >> 10);
+            let text = format!("the body is larger than {} MiB, or broke off", MAX_BODY_BYTES >> 20);
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text).into_response()
         }
         Err(_) => Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took too long").into_response(),
@@ -158,7 +171,11 @@ impl From<Failure> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let body = json!({ "code": self.status.as_u16(), "error": self.error, "msg": self.text });
+        let body = json!({
+            "code": self.status.as_u16(), "error": self.error, "msg": self.text,
+            // Where the JavaScript client looks for what it shows.
+            "message": self.text,
+        });
         let mut response = (self.status, axum::Json(body)).into_response();
         if let Some(wait) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, wait.into());

@@ -449,7 +449,7 @@ async fn rest_refuses_in_the_shape_that_its_clients_read() {
         assert_eq!((status, &answer["error"], &answer["code"]), (400, &json!(error), &json!(400)), "{body}: {answer}");
         assert!(answer["msg"].as_str().is_some_and(|msg| !msg.is_empty()), "{answer}");
     }
-    let (status, answer) = shop.post(authorize, &json!({ "x": "y".repeat(300_000) })).await;
+    let (status, answer) = shop.post(authorize, &json!({ "x": "y".repeat(32 << 20) })).await;
     assert_eq!((status, &answer["error"]), (413, &json!("too_large")));
     for bad in ["", "nonsense", "shop-key2", "obo_x", "Basic shop-key"] {
         let (status, answer) = Rest::with_key(&obo.base, bad).post(authorize, &json!({})).await;

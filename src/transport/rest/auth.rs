@@ -1,6 +1,7 @@
 //! `auth.start`, the wait for it, and the application's word on whose browser it was.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -9,13 +10,15 @@ use axum::body::Bytes;
 use axum::extract::{Query, State};
 use http::StatusCode;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use url::Url;
 
 use super::{Refusal, actor, read};
 use crate::call::Obo;
-use crate::consent::{self, Confirmed, Connected, FlowId, Progress, Wish, Wished};
-use crate::identity::Application;
+use crate::catalog::Provider;
+use crate::consent::{self, Confirmed, Connected, FlowId, Link, Progress, Wish, Wished};
+use crate::identity::{Application, Subject};
+use crate::vault::Grant;
 
 /// Longest that a status is held.
 const MAX_STATUS_WAIT: Duration = Duration::from_secs(59);
@@ -61,24 +64,47 @@ pub(super) async fn authorize(
     let provider = provider(&obo, &auth_requirement)?;
     let scopes = scopes(auth_requirement.oauth2)?;
     let next_uri = next_uri.map(|uri| allowed(&application, &uri)).transpose()?;
-    let actor = actor(&application);
-    let wish = Wish { next_uri, ..Wish::new(subject.person(), &provider, scopes, &actor) };
-    let mut answer = Map::new();
-    answer.insert("provider_id".to_owned(), provider.id.as_str().into());
-    answer.insert("user_id".to_owned(), user_id.into());
-    match obo.consent().fulfil(wish).await? {
-        Wished::Standing(grant) => {
-            answer.insert("status".to_owned(), "completed".into());
-            answer.insert("scopes".to_owned(), grant.scopes.iter().cloned().collect());
-        }
-        Wished::Link(link) => {
-            answer.insert("status".to_owned(), "pending".into());
-            answer.insert("id".to_owned(), link.flow.as_str().into());
-            answer.insert("url".to_owned(), link.url.as_str().into());
-            answer.insert("scopes".to_owned(), link.scopes.into());
-        }
-    }
-    Ok(Json(Value::Object(answer)))
+    Ok(Json(ask(&obo, &application, &subject, &provider, scopes, next_uri).await?))
+}
+
+/// The connection that has these scopes, or a link for them.
+pub(super) async fn ask(
+    obo: &Obo,
+    application: &Application,
+    subject: &Subject,
+    provider: &Provider,
+    scopes: BTreeSet<String>,
+    next_uri: Option<Url>,
+) -> Result<Value, Refusal> {
+    let actor = actor(application);
+    let wish = Wish { next_uri, ..Wish::new(subject.person(), provider, scopes, &actor) };
+    let user = subject.person().user.as_str();
+    Ok(match obo.consent().fulfil(wish).await? {
+        Wished::Standing(grant) => standing(user, &grant),
+        Wished::Link(link) => pending(user, &link),
+    })
+}
+
+/// That there is no need for a link.
+pub(super) fn standing(user: &str, grant: &Grant) -> Value {
+    json!({
+        "status": "completed",
+        "provider_id": grant.provider.as_str(),
+        "user_id": user,
+        "scopes": grant.scopes,
+    })
+}
+
+/// A link that the user must open.
+pub(super) fn pending(user: &str, link: &Link) -> Value {
+    json!({
+        "id": link.flow.as_str(),
+        "status": "pending",
+        "url": link.url.as_str(),
+        "provider_id": link.provider.as_str(),
+        "user_id": user,
+        "scopes": link.scopes,
+    })
 }
 
 #[derive(Deserialize)]
@@ -177,14 +203,14 @@ fn confirmed(connected: &Connected) -> Value {
     answer
 }
 
-fn subject(application: &Application, user: &str) -> Result<crate::identity::Subject, Refusal> {
+pub(super) fn subject(application: &Application, user: &str) -> Result<Subject, Refusal> {
     application.on_behalf_of(user).map_err(|_| {
         let text = "user_id must have 1 to 255 bytes, without control characters or spaces at its ends";
         Refusal::new(StatusCode::BAD_REQUEST, "bad_request", text)
     })
 }
 
-fn provider(obo: &Obo, requirement: &Requirement) -> Result<std::sync::Arc<crate::catalog::Provider>, Refusal> {
+fn provider(obo: &Obo, requirement: &Requirement) -> Result<Arc<Provider>, Refusal> {
     let wrong = |text: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", text);
     if requirement.provider_type.as_deref().is_some_and(|kind| kind != "oauth2") {
         return Err(wrong("provider_type can only be oauth2".to_owned()));
@@ -216,7 +242,7 @@ fn scopes(oauth2: Option<Oauth2>) -> Result<BTreeSet<String>, Refusal> {
 }
 
 /// T7: only where the operator said, and only as a browser reads it the same way.
-fn allowed(application: &Application, uri: &str) -> Result<Url, Refusal> {
+pub(super) fn allowed(application: &Application, uri: &str) -> Result<Url, Refusal> {
     let known = Url::parse(uri).ok().filter(|parsed| application.may_send_to(parsed) && is_plain(uri));
     known.ok_or_else(|| {
         let text = "next_uri is not among the application's next_uris in obo.toml: exact origin and path, query free";

@@ -36,6 +36,12 @@ impl Rest {
         self.answer(self.http.get(format!("{}{path}", self.base))).await
     }
 
+    /// The status alone.
+    pub async fn delete(&self, path: &str) -> u16 {
+        let request = self.http.delete(format!("{}{path}", self.base)).header("authorization", &self.key);
+        request.send().await.unwrap().status().as_u16()
+    }
+
     async fn answer(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
         let response = request.header("authorization", &self.key).send().await.unwrap();
         let status = response.status().as_u16();

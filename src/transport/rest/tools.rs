@@ -20,6 +20,9 @@ use crate::failure::{Code, Failure};
 use crate::identity::{Application, Subject};
 use crate::vault::Grant;
 
+/// The version of every tool: they come with the program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// `GET /v1/tools`.
 pub(super) async fn list(
     State(obo): State<Obo>,
@@ -112,7 +115,7 @@ impl Listed {
 fn plain_name(name: &str) -> Result<&str, Refusal> {
     match name.split_once('@') {
         None => Ok(name),
-        Some((name, version)) if version == env!("CARGO_PKG_VERSION") => Ok(name),
+        Some((name, VERSION)) => Ok(name),
         Some(_) => Err(unknown_tool()),
     }
 }
@@ -167,7 +170,7 @@ pub(super) async fn authorize(
 }
 
 fn tool(obo: &Obo, subject: &Subject, name: &str, version: Option<&str>) -> Result<Arc<Tool>, Refusal> {
-    if version.is_some_and(|version| version != env!("CARGO_PKG_VERSION")) {
+    if version.is_some_and(|version| version != VERSION) {
         return Err(unknown_tool());
     }
     obo.tool(subject, plain_name(name)?).ok_or_else(unknown_tool)
@@ -279,7 +282,7 @@ mod tests {
     #[test]
     fn versions_other_than_ours_name_no_tool() {
         assert_eq!(plain_name("Google.SendEmail").unwrap(), "Google.SendEmail");
-        assert_eq!(plain_name(&format!("A.B@{}", env!("CARGO_PKG_VERSION"))).unwrap(), "A.B");
+        assert_eq!(plain_name(&format!("A.B@{VERSION}")).unwrap(), "A.B");
         assert!(plain_name("A.B@99").is_err());
     }
 }

@@ -202,7 +202,8 @@ impl Issuer {
         let claims = token.unverified_claims();
         check_times(claims, now).map_err(refused)?;
         check_audience(claims, audience).map_err(refused)?;
-        let keys = match self.keys.find(token.key_id(), token.algorithm()).await {
+        let issued = claims.get("iat").and_then(numeric_date);
+        let keys = match self.keys.find(token.key_id(), token.algorithm(), issued).await {
             Ok(keys) => keys,
             Err(NoKey::Unknown) => return Err(refused("signed with a key that the issuer does not publish")),
             Err(NoKey::Ambiguous) => return Err(refused("names no key, and the issuer has several")),

@@ -41,6 +41,11 @@ impl KeySet {
         };
         self.keys.iter().filter(fits).map(|key| key.decoding.clone()).collect()
     }
+
+    /// Whether there is a key with this id, for whichever algorithm.
+    pub(super) fn has(&self, id: Option<&str>) -> bool {
+        id.is_some() && self.keys.iter().any(|key| key.id.as_deref() == id)
+    }
 }
 
 const RSA: &[Algorithm] =

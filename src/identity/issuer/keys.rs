@@ -2,6 +2,12 @@
 //!
 //! All by the injected wall clock. What an unauthenticated caller can make obo fetch is bounded: one fetch for an
 //! unknown key id in [`MISS_PAUSE`], however many tokens name one.
+//!
+//! That bound must not become a weapon. Whoever sends an invented key id just before the issuer rotates uses the fetch
+//! up, and for the rest of the pause the new key's tokens name an unknown key as well. They are then "cannot be checked
+//! now", which clients try again, and not "invalid", which makes them throw good tokens away. Who sends forged tokens
+//! gains nothing by that answer: it accepts nobody, it causes no fetch, and to be given it a forgery must claim to be
+//! younger than the last fetch, which the issuer's next publication disproves.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -32,6 +38,10 @@ pub(super) const FAILURE_PAUSE: Duration = Duration::from_secs(5);
 /// The same where older keys can be used: each fetch from an issuer that hangs makes callers wait.
 pub(super) const STALE_PAUSE: Duration = Duration::from_secs(30);
 
+/// How much older than a fetch a token must be so that its key was certainly published by then: the two clocks may
+/// differ, and a cache in front of the issuer may lag.
+const PUBLISHED_S: i64 = super::LEEWAY_S;
+
 /// Bounds of the two requests of a fetch.
 const LIMITS: Limits = Limits { total: Duration::from_secs(5), body_bytes: 64 << 10 /* 64 KiB */ };
 
@@ -58,7 +68,7 @@ pub(super) struct IssuerKeys {
 
 #[derive(Clone, Default)]
 struct State {
-    /// The newest set and when it was fetched.
+    /// The newest set and when it was asked for.
     fetched: Option<(Timestamp, Arc<KeySet>)>,
     /// The last fetch that failed after it, and why.
     failed: Option<(Timestamp, String)>,
@@ -81,7 +91,7 @@ impl IssuerKeys {
         Self { issuer, egress, clock, state: RwLock::default(), flight: Mutex::default() }
     }
 
-    /// The keys that may have signed a token with this key id and algorithm; never none.
+    /// The keys that may have signed a token with this key id and algorithm, issued then as it says itself; never none.
     ///
     /// # Cancellation
     /// A fetch under way goes on, for the others who wait for it.
@@ -89,6 +99,7 @@ impl IssuerKeys {
         self: &Arc<Self>,
         id: Option<&str>,
         algorithm: Algorithm,
+        issued: Option<i64>,
     ) -> Result<Vec<DecodingKey>, NoKey> {
         let seen = self.state();
         let reason = match &seen.fetched {
@@ -98,8 +109,9 @@ impl IssuerKeys {
             },
             _ => Reason::Age,
         };
+        let mut looked = false;
         if seen.may_fetch(reason, self.clock.now()) {
-            self.fetch_once(seen.generation, reason).await;
+            looked = self.fetch_once(seen.generation, reason).await;
         }
         let state = self.state();
         let why = |failed: Option<(Timestamp, String)>| failed.map_or_else(|| "no keys yet".to_owned(), |(_, why)| why);
@@ -107,22 +119,28 @@ impl IssuerKeys {
             Some((at, set)) if within(self.clock.now(), at, STALE_IF_ERROR) => match choose(&set, id, algorithm) {
                 // The set may have changed, and the issuer could not be asked.
                 Err(NoKey::Unknown) if state.failed.is_some() => Err(NoKey::Unavailable(why(state.failed))),
+                // What was asked for after the token came has every key that can have signed it. What was asked for
+                // before says nothing about a key that the issuer may have published since.
+                Err(NoKey::Unknown) if !looked && !set.has(id) && !is_older(issued, at) => {
+                    Err(NoKey::Unavailable("an unknown key id, and its keys were asked for only lately".to_owned()))
+                }
                 decided => decided,
             },
             _ => Err(NoKey::Unavailable(why(state.failed))),
         }
     }
 
-    /// Fetches, unless somebody else has done it since `seen`. In a task of its own: a caller who hangs up must not be
-    /// able to undo the bound on fetches.
-    async fn fetch_once(self: &Arc<Self>, seen: u64, reason: Reason) {
+    /// Fetches, unless somebody else has done it since `seen`; says whether it did. In a task of its own: a caller who
+    /// hangs up must not be able to undo the bound on fetches.
+    async fn fetch_once(self: &Arc<Self>, seen: u64, reason: Reason) -> bool {
         let this = Arc::clone(self);
         let task = tokio::spawn(async move {
             let _flight = this.flight.lock().await;
             let state = this.state();
             if state.generation != seen || !state.may_fetch(reason, this.clock.now()) {
-                return;
+                return false;
             }
+            let began = this.clock.now();
             let result = this.fetch().await;
             let now = this.clock.now();
             let mut state = this.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -132,7 +150,7 @@ impl IssuerKeys {
             }
             match result {
                 Ok(set) => {
-                    state.fetched = Some((now, Arc::new(set)));
+                    state.fetched = Some((began, Arc::new(set)));
                     state.failed = None;
                 }
                 Err(cause) => {
@@ -140,9 +158,10 @@ impl IssuerKeys {
                     state.failed = Some((now, cause));
                 }
             }
+            true
         });
         // An error would be a panic in the task or the end of the runtime; the caller then sees the state as it was.
-        let _ = task.await;
+        task.await.unwrap_or(false)
     }
 
     /// Until when the newest keys are believed without asking.
@@ -209,8 +228,14 @@ impl State {
 }
 
 /// Whether less than `span` has passed since `at`. A clock that was set back counts as "no": then ask again.
-fn within(now: Timestamp, at: Timestamp, span: Duration) -> bool {
+pub(super) fn within(now: Timestamp, at: Timestamp, span: Duration) -> bool {
     Duration::try_from(now.duration_since(at)).is_ok_and(|age| age < span)
+}
+
+/// Whether a token was issued so long before its issuer's keys were asked for that its key was among them. A token that
+/// does not say when it was issued may be new.
+fn is_older(issued: Option<i64>, asked: Timestamp) -> bool {
+    issued.is_some_and(|issued| issued.saturating_add(PUBLISHED_S) < asked.as_second())
 }
 
 fn choose(set: &KeySet, id: Option<&str>, algorithm: Algorithm) -> Result<Vec<DecodingKey>, NoKey> {

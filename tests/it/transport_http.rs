@@ -527,6 +527,8 @@ async fn batches_are_for_2025_03_26() {
         json!([initialize("2025-03-26", json!({}))]),
         json!([modern(1, "tools/list", json!({}), json!({}))]),
         Value::Array(vec![note.clone(); 51]),
+        // Two answers with one id would be one answer, waited for twice.
+        json!([request(1, "ping", json!({})), request(1, "ping", json!({}))]),
     ] {
         assert_eq!(session.post(&bad).send().await.unwrap().status(), StatusCode::BAD_REQUEST, "{bad}");
     }

@@ -41,6 +41,13 @@ pub(super) async fn serve<S: Service>(
     if messages.iter().any(|(message, _)| of_another(message)) {
         return Err(refuse(StatusCode::BAD_REQUEST, "a batch holds a message that cannot stand in one"));
     }
+    // JSON-RPC 2.0 §5: an answer is found by its id. Of two requests with one id the protocol layer answers one, and the
+    // batch would wait for the other for ever.
+    let ids: Vec<_> =
+        messages.iter().filter(|(message, _)| message.kind == Kind::Request).map(|(m, _)| &m.id).collect();
+    if ids.iter().enumerate().any(|(at, id)| ids[..at].contains(id)) {
+        return Err(refuse(StatusCode::BAD_REQUEST, "two requests of the batch have the same id; give each its own"));
+    }
     parts.headers.remove(header::CONTENT_LENGTH);
     let served = messages.into_iter().map(|(message, at)| {
         let (caller, parts, text) = (caller.clone(), parts.clone(), body.slice(at));

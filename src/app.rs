@@ -258,6 +258,7 @@ pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
         service: Arc::new(app.obo.clone()),
         config: app.config.server.clone(),
         listen,
+        scopes: http::Scopes::of(app.obo.identity().issuers()),
         issuers: app.obo.identity().issuers().map(|issuer| issuer.issuer.clone()).collect(),
         ready: Arc::new(Readiness { store: Arc::clone(&app.store), keys: app.keys.clone() }),
         further,

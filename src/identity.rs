@@ -122,6 +122,15 @@ pub enum Via {
     Application(String),
 }
 
+/// What the scopes of a good token do not allow. Its client can ask the issuer for a token with the whole set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lacking {
+    /// Every scope that is needed, in the order of the configuration.
+    pub needed: Vec<String>,
+    /// Those of them that the token does not have.
+    pub missing: Vec<String>,
+}
+
 /// A person whose identity was proven for this request. Private fields: only this module builds one.
 ///
 /// Invariant INV-4: there is no shared and no anonymous subject.
@@ -131,9 +140,16 @@ pub struct Subject {
     groups: Vec<String>,
     via: Via,
     expires_at: Option<Timestamp>,
+    lacking: Option<Arc<Lacking>>,
 }
 
 impl Subject {
+    /// What the credential lacks for calls that change something. For all others it has what is needed, or it would
+    /// have proven nobody. Only issuers' tokens have scopes; the others lack none.
+    pub fn lacks_for_changes(&self) -> Option<&Lacking> {
+        self.lacking.as_deref()
+    }
+
     /// When the credential that proved it expires; nothing that follows from it should last longer.
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.expires_at
@@ -166,6 +182,8 @@ pub enum IdentityError {
         /// For the operator. Never holds the credential.
         cause: String,
     },
+    /// It is good, and has not the scopes that everything here needs. The caller may ask its issuer for them.
+    InsufficientScope(Arc<Lacking>),
     /// It could not be checked now: the issuer or the store does not answer. The caller may try again.
     Unavailable {
         /// For the operator.
@@ -201,6 +219,7 @@ impl fmt::Display for IdentityError {
         match self {
             Self::Missing => f.write_str("no credential was shown"),
             Self::Invalid { cause } => write!(f, "the credential is not valid: {cause}"),
+            Self::InsufficientScope(lacking) => f.write_str(&lacking.in_words()),
             Self::Unavailable { cause } => write!(f, "the credential could not be checked: {cause}"),
         }
     }
@@ -332,6 +351,9 @@ fn log_refusal<T>(result: Result<T, IdentityError>) -> Result<T, IdentityError> 
         // Every client begins so: it asks without a token to learn where to get one.
         Err(IdentityError::Missing) => tracing::debug!("a request without a credential"),
         Err(IdentityError::Invalid { cause }) => tracing::info!(cause, "a credential was refused"),
+        Err(IdentityError::InsufficientScope(lacking)) => {
+            tracing::info!(missing = lacking.missing.join(" "), "a credential without the scopes it needs was refused");
+        }
         Err(IdentityError::Unavailable { cause }) => tracing::warn!(cause, "a credential could not be checked"),
     }
     result

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{Api, Arguments, Runs, Tool};
+use crate::catalog::{Api, Arguments, Effect, Runs, Tool};
 use crate::failure::{Code, Failure};
 use crate::id::Person;
-use crate::identity::Subject;
+use crate::identity::{Lacking, Subject};
 
 /// A person's permission for one call: this tool, these arguments.
 ///
@@ -117,6 +117,15 @@ impl Config {
     }
 }
 
+/// What a person's credential lacks for calls with such an effect. The same for every way in: the HTTP endpoint asks
+/// while it can still answer with a status, [`Policy::decide`] asks always.
+pub fn lacking(subject: &Subject, effect: Effect) -> Option<&Lacking> {
+    match effect {
+        Effect::Read => None,
+        Effect::Write | Effect::Destructive => subject.lacks_for_changes(),
+    }
+}
+
 /// The rules in force. Until an operator writes policies: every signed-in person may call every enabled tool.
 #[derive(Debug, Clone, Default)]
 pub struct Policy;
@@ -132,6 +141,10 @@ impl Policy {
                 Code::Denied,
                 format!("you may not call {} here; ask the operator of this obo server for it", tool.name),
             ));
+        }
+        if let Some(lacking) = lacking(subject, tool.effect) {
+            let text = format!("{}, which {} needs; sign in again and allow it", lacking.in_words(), tool.name);
+            return Err(Failure::new(Code::Denied, text));
         }
         Ok(Permit {
             person: subject.person().clone(),

@@ -18,7 +18,8 @@ use serde_json::{Map, Value, json};
 use crate::call::{Obo, Outcome, Request};
 use crate::catalog::{Effect, Tool};
 use crate::id::{Person, ToolName};
-use crate::identity::{Credential, IdentityError, Subject};
+use crate::identity::{Credential, IdentityError, Lacking, Subject};
+use crate::policy;
 use crate::vault::Grant;
 
 mod calls;
@@ -63,6 +64,9 @@ pub trait Service: Send + Sync + 'static {
 pub trait Caller: Clone + Send + Sync + 'static {
     /// Who it is. Sessions are bound to this.
     fn person(&self) -> &Person;
+
+    /// What their credential lacks for calls of tools with such an effect.
+    fn lacks(&self, effect: Effect) -> Option<&Lacking>;
 }
 
 /// What clients are shown of a tool.
@@ -129,6 +133,10 @@ impl Listing {
 impl Caller for Subject {
     fn person(&self) -> &Person {
         Subject::person(self)
+    }
+
+    fn lacks(&self, effect: Effect) -> Option<&Lacking> {
+        policy::lacking(self, effect)
     }
 }
 

@@ -115,7 +115,13 @@ impl Application {
         let user: UserId =
             user.parse().map_err(|_| IdentityError::invalid("the user that is named is not a user id"))?;
         let person = Person { tenant: self.tenant.clone(), source: self.source.clone(), user };
-        Ok(Subject { person, groups: Vec::new(), via: Via::Application(self.name.clone()), expires_at: None })
+        Ok(Subject {
+            person,
+            groups: Vec::new(),
+            via: Via::Application(self.name.clone()),
+            expires_at: None,
+            lacking: None,
+        })
     }
 }
 

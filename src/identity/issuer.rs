@@ -21,6 +21,7 @@ use crate::secret::Secret;
 mod jwks;
 mod jwt;
 mod keys;
+mod scopes;
 mod seen;
 mod sign_in;
 #[cfg(test)]
@@ -68,6 +69,13 @@ pub struct Config {
     /// The claim that lists a person's groups, for policies. None: no groups.
     #[serde(default)]
     pub groups_claim: Option<String>,
+    /// Scopes that every access token must have. Default none. A token without them is answered with 403 and the list,
+    /// for the client to ask for.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    /// Scopes that calls of tools which change something need besides. Default none.
+    #[serde(default)]
+    pub write_scopes: Vec<String>,
     /// The client for signing in on the consent pages (OpenID Connect, code with PKCE).
     #[serde(default)]
     pub client_id: Option<String>,
@@ -116,6 +124,8 @@ impl Config {
             (_, None, false) => Err(format!("{key}: tenants is for tenant_claim; add it, or use tenant")),
             _ => Ok(()),
         }?;
+        scopes::check(&format!("{key}: scopes"), &self.scopes)?;
+        scopes::check(&format!("{key}: write_scopes"), &self.write_scopes)?;
         for (claim, key_name) in [
             (Some(&self.user_claim), "user_claim"),
             (self.groups_claim.as_ref(), "groups_claim"),
@@ -184,8 +194,9 @@ impl Authenticate for Issuers {
         let issuer = token.issuer().and_then(|issuer| self.by_issuer.get(issuer));
         let issuer =
             issuer.ok_or_else(|| IdentityError::invalid("a signed token of an issuer that is not configured"))?;
-        let audience = issuer.config.audience.as_deref().unwrap_or_default();
-        let subject = issuer.verify(token, audience, now).await?;
+        issuer.check_access_token(token.unverified_claims(), now)?;
+        let claims = issuer.verify(token).await?;
+        let subject = issuer.access(&claims)?;
         if let (Some(expires), Some(fresh_until)) = (subject.expires_at, issuer.keys.fresh_until()) {
             self.seen.put(text, subject.clone(), expires.min(fresh_until));
         }
@@ -194,33 +205,64 @@ impl Authenticate for Issuers {
 }
 
 impl Issuer {
-    /// Verifies a token that is for `audience`, and reads who it is about.
-    async fn verify(&self, token: Unverified<'_>, audience: &str, now: Timestamp) -> Result<Subject, IdentityError> {
-        let name = self.config.name.as_str();
-        let refused = |cause: &str| IdentityError::invalid(format!("issuer {name}: {cause}"));
-        // What needs no key first: junk and expired tokens cost no request to the issuer.
-        let claims = token.unverified_claims();
-        check_times(claims, now).map_err(refused)?;
-        check_audience(claims, audience).map_err(refused)?;
-        let issued = claims.get("iat").and_then(numeric_date);
+    /// What an access token's claims must say before anybody is asked whether they are true: junk, expired tokens and
+    /// those of others cost no request to the issuer.
+    fn check_access_token(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<(), IdentityError> {
+        let audience = self.config.audience.as_deref().unwrap_or_default();
+        check_times(claims, now).map_err(|cause| self.refused(cause))?;
+        check_audience(claims, audience).map_err(|cause| self.refused(cause))?;
+        // Bound to a key of its holder by DPoP (RFC 9449 §6.1) or mutual TLS (RFC 8705 §3). obo looks at no proof of
+        // that key, and taken as a plain bearer such a token would be worth stealing again (RFC 9449 §7.1).
+        if claims.contains_key("cnf") {
+            return Err(
+                self.refused("bound to a key (cnf), for which obo checks no proof; it takes plain bearer tokens")
+            );
+        }
+        Ok(())
+    }
+
+    /// Verifies a token's signature.
+    async fn verify(&self, token: Unverified<'_>) -> Result<Map<String, Value>, IdentityError> {
+        let issued = token.unverified_claims().get("iat").and_then(numeric_date);
         let keys = match self.keys.find(token.key_id(), token.algorithm(), issued).await {
             Ok(keys) => keys,
-            Err(NoKey::Unknown) => return Err(refused("signed with a key that the issuer does not publish")),
-            Err(NoKey::Ambiguous) => return Err(refused("names no key, and the issuer has several")),
-            Err(NoKey::Unavailable(cause)) => {
-                return Err(IdentityError::unavailable(format!("issuer {name}: {cause}")));
-            }
+            Err(NoKey::Unknown) => return Err(self.refused("signed with a key that the issuer does not publish")),
+            Err(NoKey::Ambiguous) => return Err(self.refused("names no key, and the issuer has several")),
+            Err(NoKey::Unavailable(cause)) => return Err(self.unavailable(&cause)),
         };
-        let claims = token.verify(&keys).map_err(refused)?;
+        token.verify(&keys).map_err(|cause| self.refused(cause))
+    }
+
+    /// Whom an access token is about, by its verified claims, and what its scopes allow.
+    fn access(&self, claims: &Map<String, Value>) -> Result<Subject, IdentityError> {
+        let lacking = |changes| self.config.lacking(claims, changes).map_err(|cause| self.refused(cause));
+        let subject = self.subject(claims)?;
+        match lacking(false)? {
+            Some(lacking) => Err(IdentityError::InsufficientScope(Arc::new(lacking))),
+            None => Ok(Subject { lacking: lacking(true)?.map(Arc::new), ..subject }),
+        }
+    }
+
+    /// Whom verified claims are about.
+    fn subject(&self, claims: &Map<String, Value>) -> Result<Subject, IdentityError> {
         let person = Person {
-            tenant: self.tenant(&claims).map_err(refused)?,
+            tenant: self.tenant(claims).map_err(|cause| self.refused(cause))?,
             source: self.config.name.clone(),
-            user: self.user(&claims).map_err(refused)?,
+            user: self.user(claims).map_err(|cause| self.refused(cause))?,
         };
-        let groups = self.groups(&claims).map_err(refused)?;
+        let groups = self.groups(claims).map_err(|cause| self.refused(cause))?;
         let expires = claims.get("exp").and_then(numeric_date);
         let expires_at = expires.and_then(|seconds| Timestamp::from_second(seconds).ok());
-        Ok(Subject { person, groups, via: Via::Issuer(name.to_owned()), expires_at })
+        let via = Via::Issuer(self.config.name.as_str().to_owned());
+        Ok(Subject { person, groups, via, expires_at, lacking: None })
+    }
+
+    fn refused(&self, cause: &str) -> IdentityError {
+        IdentityError::invalid(format!("issuer {}: {cause}", self.config.name))
+    }
+
+    fn unavailable(&self, cause: &str) -> IdentityError {
+        IdentityError::unavailable(format!("issuer {}: {cause}", self.config.name))
     }
 
     fn user(&self, claims: &Map<String, Value>) -> Result<UserId, &'static str> {

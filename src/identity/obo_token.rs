@@ -182,7 +182,7 @@ impl Authenticate for OboTokens {
             return Err(IdentityError::invalid(format!("token {} has expired", issued.id)));
         }
         let expires_at = Some(issued.expires_at);
-        Ok(Subject { person: issued.person, groups: issued.groups, via: Via::OboToken, expires_at })
+        Ok(Subject { person: issued.person, groups: issued.groups, via: Via::OboToken, expires_at, lacking: None })
     }
 }
 

@@ -14,7 +14,7 @@ impl Authenticate for OsUser {
     async fn authenticate(&self, credential: &Credential) -> Result<Subject, IdentityError> {
         let Credential::OsUser { tenant, user } = credential else { return Err(IdentityError::Missing) };
         let person = Person { tenant: tenant.clone(), source: Source::obo(), user: user.clone() };
-        Ok(Subject { person, groups: Vec::new(), via: Via::OsUser, expires_at: None })
+        Ok(Subject { person, groups: Vec::new(), via: Via::OsUser, expires_at: None, lacking: None })
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Message {
     pub method: Option<String>,
     /// The protocol revision that the message itself names: in `_meta` (2026-07-28), else that of `initialize`.
     pub revision: Option<String>,
+    /// The tool that is called, where the method is `tools/call`.
+    pub tool: Option<String>,
 }
 
 impl Message {
@@ -215,6 +217,8 @@ struct Envelope {
 
 #[derive(Deserialize)]
 struct Params {
+    #[serde(default)]
+    name: Option<Lenient>,
     #[serde(default, rename = "protocolVersion")]
     protocol_version: Option<Lenient>,
     #[serde(default, rename = "_meta")]
@@ -286,16 +290,18 @@ fn parse_message(text: &str) -> Result<Message, FrameError> {
         (None, _, true, false) | (None, _, false, true) => Kind::Answer,
         _ => return Err(FrameError::NotAMessage),
     };
-    let (opening, inline) = match envelope.params {
+    let (name, opening, inline) = match envelope.params {
         Some(Object(params)) => (
+            params.name.and_then(Lenient::text),
             params.protocol_version.and_then(Lenient::text),
             params.meta.and_then(|Object(meta)| meta.protocol_version).and_then(Lenient::text),
         ),
-        None => (None, None),
+        None => (None, None, None),
     };
-    let initialize = envelope.method.as_deref() == Some("initialize");
-    let revision = if initialize { opening } else { inline };
-    Ok(Message { kind, id: envelope.id, method: envelope.method, revision })
+    let method = envelope.method.as_deref();
+    let revision = if method == Some("initialize") { opening } else { inline };
+    let tool = name.filter(|_| method == Some("tools/call"));
+    Ok(Message { kind, id: envelope.id, method: envelope.method, revision, tool })
 }
 
 #[cfg(test)]
@@ -318,6 +324,11 @@ mod tests {
             "_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#,
         );
         assert_eq!((request.kind, request.revision.as_deref()), (Kind::Request, Some("2026-07-28")));
+        assert_eq!(request.tool.as_deref(), Some("x"));
+        let prompt = message(r#"{"jsonrpc":"2.0","id":1,"method":"prompts/get","params":{"name":"x"}}"#);
+        assert_eq!(prompt.tool, None);
+        let odd = message(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":["x"]}}"#);
+        assert_eq!(odd.tool, None);
         let initialize =
             message(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-03-26"}}"#);
         assert!(initialize.is_initialize());
@@ -354,6 +365,7 @@ mod tests {
             ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\",\"result\":{}}", NotAMessage),
             ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\",\"params\":[]}", NotAMessage),
             ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\",\"method\":\"x\"}", NotAMessage),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","name":"b"}}"#, NotAMessage),
         ] {
             assert_eq!(parse_frame(body.as_bytes()), Err(expected), "{body}");
         }

@@ -1,7 +1,7 @@
 //! MCP over HTTP: Streamable HTTP at `/mcp`, the older HTTP+SSE at `/sse` and `/messages`.
 //!
 //! The order of the checks is the order of [`router`] and of `Endpoint::serve`: `Host`; `Origin`; bearer; body size,
-//! time and shape; session and its person; and only then the protocol layer. The body is read after the bearer was
+//! time and shape; scopes; session and its person; and only then the protocol layer. The body is read after the bearer was
 //! accepted, so that strangers cannot make this process hold their megabytes.
 
 use std::net::SocketAddr;
@@ -40,9 +40,11 @@ mod session;
 mod sse;
 
 use answer::{no_such_session, refuse, retry_after};
+use bearer::Challenges;
 pub use connection::serve;
 pub use health::Ready;
 use limits::{BODY_BUDGET_KIB, BODY_TIMEOUT, MAX_BODY_BYTES};
+pub use metadata::Scopes;
 use origin::Gate;
 use session::{BoundSessionManager, Evicted, Link, Sessions, Slot};
 
@@ -62,6 +64,8 @@ pub struct Setup<S> {
     pub listen: SocketAddr,
     /// The issuers whose tokens are accepted, for the metadata of RFC 9728.
     pub issuers: Vec<String>,
+    /// The scopes that their tokens need, for the metadata and for challenges.
+    pub scopes: Scopes,
     /// Whether calls can be served.
     pub ready: Arc<dyn Ready>,
     /// Further routes: the pages, REST. Only `Host` is checked for them. They authenticate by their own means, and
@@ -97,13 +101,14 @@ struct Stop {
 
 /// Puts the routes together.
 pub fn router<S: Service>(setup: Setup<S>) -> App {
-    let Setup { service, config, listen, issuers, ready, further, unhosted } = setup;
+    let Setup { service, config, listen, issuers, scopes, ready, further, unhosted } = setup;
     let base = config.public_base();
     let gate = Arc::new(Gate::new(&config, listen));
     let stop =
         Stop { listening: CancellationToken::new(), answers: TaskTracker::new(), sessions: CancellationToken::new() };
     let settings = Settings::from(&config);
-    let endpoint = Arc::new(Endpoint::new(service, settings, metadata::url(&base), stop.clone()));
+    let challenges = Challenges::new(metadata::url(&base), &scopes);
+    let endpoint = Arc::new(Endpoint::new(service, settings, challenges, stop.clone()));
 
     let protocol = Router::new()
         .route("/mcp", any(mcp::<S>))
@@ -111,7 +116,7 @@ pub fn router<S: Service>(setup: Setup<S>) -> App {
         .route("/messages", post(sse::message::<S>))
         .with_state(endpoint)
         .layer(middleware::from_fn_with_state(gate.clone(), origin::check_origin));
-    let document = metadata::document(&base, &issuers);
+    let document = metadata::document(&base, &issuers, &scopes);
     let mut described = Router::new();
     for path in metadata::PATHS {
         let document = document.clone();
@@ -138,7 +143,7 @@ type Inner<S> = StreamableHttpService<Mcp<S>, BoundSessionManager>;
 struct Endpoint<S: Service> {
     service: Arc<S>,
     handler: Mcp<S>,
-    metadata_url: String,
+    challenges: Challenges,
     sessions: Arc<Sessions>,
     manager: Arc<BoundSessionManager>,
     inner: Inner<S>,
@@ -148,7 +153,7 @@ struct Endpoint<S: Service> {
 }
 
 impl<S: Service> Endpoint<S> {
-    fn new(service: Arc<S>, settings: Settings, metadata_url: String, stop: Stop) -> Self {
+    fn new(service: Arc<S>, settings: Settings, challenges: Challenges, stop: Stop) -> Self {
         let sessions = Sessions::new();
         let manager = Arc::new(BoundSessionManager::new(sessions.clone()));
         // Host and Origin were checked before, by name and for every route; here the bodies are bounded too.
@@ -161,7 +166,7 @@ impl<S: Service> Endpoint<S> {
         let each = handler.clone();
         let inner = StreamableHttpService::new(move || Ok(each.clone()), manager.clone(), config);
         let room = Arc::new(Semaphore::new(BODY_BUDGET_KIB));
-        Self { service, handler, metadata_url, sessions, manager, inner, room, stop }
+        Self { service, handler, challenges, sessions, manager, inner, room, stop }
     }
 
     async fn serve(&self, request: Request) -> Result<Response, Response> {
@@ -196,6 +201,7 @@ impl<S: Service> Endpoint<S> {
             Frame::Message(message) => message,
             Frame::Batch(messages) => return batch::serve(self, caller, parts, body, messages).await,
         };
+        self.check_scopes(&caller, &message)?;
         if message.is_initialize() {
             parts.headers.remove(SESSION_ID);
             return self.initialize(caller, parts, body, &message).await;
@@ -244,10 +250,26 @@ impl<S: Service> Endpoint<S> {
     }
 
     async fn authenticate(&self, parts: &mut Parts) -> Result<S::Caller, Response> {
-        let caller = bearer::authenticate(&*self.service, parts, &self.metadata_url).await?;
+        let caller = bearer::authenticate(&*self.service, parts, &self.challenges).await?;
         // For the handler, which sees the parts of the very request that carried its message.
         parts.extensions.insert(caller.clone());
         Ok(caller)
+    }
+
+    /// Refuses a call that the caller's token has too few scopes for, while that can still be said with a status: the
+    /// protocol layer answers 200, by which no client learns to ask for more. Elsewhere policy says it.
+    fn check_scopes(&self, caller: &S::Caller, message: &Message) -> Result<(), Response> {
+        let Some(tool) = message.tool.as_deref().and_then(|name| self.service.tool(caller, name)) else {
+            return Ok(());
+        };
+        match caller.lacks(tool.effect) {
+            None => Ok(()),
+            Some(lacking) => {
+                let missing = lacking.missing.join(" ");
+                tracing::info!(tool = tool.name.as_str(), missing, "a call without the scopes it needs was refused");
+                Err(self.challenges.insufficient(lacking))
+            }
+        }
     }
 
     /// Makes room for a session.

@@ -9,7 +9,7 @@ use obo::catalog::Effect;
 use obo::consent::Link;
 use obo::failure::{Code, Failure};
 use obo::id::{Person, TenantId, UserId};
-use obo::identity::{Credential, IdentityError};
+use obo::identity::{Credential, IdentityError, Lacking};
 use obo::transport::{Caller, Listing, Service};
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -33,6 +33,10 @@ pub(crate) struct Someone(Person);
 impl Caller for Someone {
     fn person(&self) -> &Person {
         &self.0
+    }
+
+    fn lacks(&self, _: Effect) -> Option<&Lacking> {
+        None
     }
 }
 

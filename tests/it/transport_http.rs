@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use futures::future::join_all;
-use obo::transport::http::{Ready, Setup, limits, router, serve};
+use obo::transport::http::{Ready, Scopes, Setup, limits, router, serve};
 use obo::transport::{Config, ConsentDelivery};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -52,6 +52,7 @@ impl Server {
             config,
             listen: address,
             issuers: vec!["https://idp.example.com".to_owned()],
+            scopes: Scopes::default(),
             ready: Arc::new(Always(ready)),
             further: axum::Router::new().route("/further", axum::routing::post(|| async { "further" })),
             unhosted: axum::Router::new(),

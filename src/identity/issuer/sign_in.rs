@@ -5,7 +5,7 @@ use subtle::ConstantTimeEq as _;
 use url::Url;
 
 use super::jwt::Unverified;
-use super::{Issuer, Issuers};
+use super::{Issuer, Issuers, check_audience, check_times};
 use crate::egress;
 use crate::id::Source;
 use crate::identity::{IdentityError, Subject};
@@ -93,9 +93,11 @@ impl Issuers {
             None if !several => {}
             _ => return Err(refused("it was made for another client (azp)")),
         }
-        let subject = issuer.verify(token, client_id, self.clock.now()).await?;
-        // An ID token says who came back; how long they stay is not its business.
-        Ok(Subject { expires_at: None, ..subject })
+        check_times(claims, self.clock.now()).map_err(&refused)?;
+        check_audience(claims, client_id).map_err(&refused)?;
+        let claims = issuer.verify(token).await?;
+        // An ID token says who came back; how long they stay is not its business. Nor has it scopes.
+        Ok(Subject { expires_at: None, ..issuer.subject(&claims)? })
     }
 
     fn named(&self, source: &Source) -> Option<&Issuer> {

@@ -411,6 +411,9 @@ async fn tokens_that_are_not_what_they_seem_are_refused() {
     case("five parts, encrypted", format!("{good}.x.y"));
     case("two parts", format!("{}.{}", parts[0], parts[1]));
     case("nothing between dots", "..".to_owned());
+    case("bound to a key by DPoP", rsa(&header, &with(&claims, "cnf", json!({"jkt": "x"}))));
+    case("bound to a certificate", rsa(&header, &with(&claims, "cnf", json!({"x5t#S256": "x"}))));
+    case("bound to nothing that is known", rsa(&header, &with(&claims, "cnf", Value::Null)));
     case("too long", rsa(&header, &with(&claims, "x", json!("x".repeat(MAX_BEARER_BYTES)))));
     case("not ASCII", format!("{}.{}.é", parts[0], parts[1]));
 
@@ -697,6 +700,7 @@ fn configuration_errors_name_the_key() {
         (good, "tenant_claim = 'org'"),
         (good, "tenants = ['a']"),
         (good, "user_claim = ''"),
+        (good, "scopes = ['offline_access']"),
         (good, "[[issuer]]\nname = 'corp'\nissuer = 'https://two.example'"),
         (good, "[[issuer]]\nname = 'two'\nissuer = 'https://idp.example.com'"),
         (good, "[[issuer]]\nname = 'obo'\nissuer = 'https://two.example'"),

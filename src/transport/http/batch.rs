@@ -48,6 +48,10 @@ pub(super) async fn serve<S: Service>(
     if ids.iter().enumerate().any(|(at, id)| ids[..at].contains(id)) {
         return Err(refuse(StatusCode::BAD_REQUEST, "two requests of the batch have the same id; give each its own"));
     }
+    // Before any of them is begun: a batch with one such call is sent again whole, with another token.
+    for (message, _) in &messages {
+        endpoint.check_scopes(&caller, message)?;
+    }
     parts.headers.remove(header::CONTENT_LENGTH);
     let served = messages.into_iter().map(|(message, at)| {
         let (caller, parts, text) = (caller.clone(), parts.clone(), body.slice(at));

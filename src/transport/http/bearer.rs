@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::answer::retry_after;
 use super::limits::MAX_TOKEN_BYTES;
-use crate::identity::{Credential, IdentityError};
+use super::metadata::Scopes;
+use crate::identity::{Credential, IdentityError, Lacking};
 use crate::secret::Secret;
 use crate::transport::Service;
 
@@ -62,12 +63,12 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, NoC
 pub(super) async fn authenticate<S: Service>(
     service: &S,
     parts: &mut Parts,
-    metadata_url: &str,
+    challenges: &Challenges,
 ) -> Result<S::Caller, Response> {
     // RFC 6750 §2.3 is not offered: URLs end up in logs and in histories.
     if parts.uri.query().is_some_and(names_a_token) {
         let text = "a token in the query is not accepted; send it in the Authorization header";
-        return Err(challenge(StatusCode::BAD_REQUEST, metadata_url, Some("invalid_request"), text));
+        return Err(challenges.answer(StatusCode::BAD_REQUEST, Some("invalid_request"), text));
     }
     let shown = credential(&parts.headers);
     parts.headers.remove(header::AUTHORIZATION);
@@ -88,12 +89,13 @@ pub(super) async fn authenticate<S: Service>(
         }
         // RFC 6750 §3.1: no error code when nothing was shown.
         IdentityError::Missing => {
-            challenge(StatusCode::UNAUTHORIZED, metadata_url, None, "a bearer token is needed; sign in to get one")
+            challenges.answer(StatusCode::UNAUTHORIZED, None, "a bearer token is needed; sign in to get one")
         }
         IdentityError::Invalid { .. } => {
             let text = "the bearer token is not valid here; sign in again";
-            challenge(StatusCode::UNAUTHORIZED, metadata_url, Some("invalid_token"), text)
+            challenges.answer(StatusCode::UNAUTHORIZED, Some("invalid_token"), text)
         }
+        IdentityError::InsufficientScope(lacking) => challenges.insufficient(&lacking),
     })
 }
 
@@ -101,16 +103,50 @@ fn names_a_token(query: &str) -> bool {
     url::form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "access_token")
 }
 
-/// An answer with the challenge that tells clients where to sign in (RFC 9728 §5.1).
-fn challenge(status: StatusCode, metadata_url: &str, error: Option<&str>, text: &str) -> Response {
-    let mut value = format!("Bearer resource_metadata=\"{metadata_url}\"");
-    if let Some(error) = error {
-        value.push_str(&format!(", error=\"{error}\", error_description=\"{text}\""));
+/// The challenges that tell clients where to sign in, and for what.
+pub(super) struct Challenges {
+    metadata_url: String,
+    /// What a first token should be asked for. Empty where that differs by issuer, or where nothing is needed.
+    scope: String,
+}
+
+impl Challenges {
+    pub(super) fn new(metadata_url: String, scopes: &Scopes) -> Self {
+        Self { metadata_url, scope: scopes.initial.join(" ") }
     }
-    let body = json!({"error": error.unwrap_or("unauthorized"), "error_description": text});
+
+    /// An answer with the challenge of RFC 9728 §5.1.
+    fn answer(&self, status: StatusCode, error: Option<&str>, text: &str) -> Response {
+        let mut value = format!("Bearer resource_metadata=\"{}\"", self.metadata_url);
+        // RFC 6750 §3; MCP 2026-07-28, Authorization §Scope Selection: clients ask for exactly this.
+        if !self.scope.is_empty() {
+            value.push_str(&format!(", scope=\"{}\"", self.scope));
+        }
+        if let Some(error) = error {
+            value.push_str(&format!(", error=\"{error}\", error_description=\"{text}\""));
+        }
+        challenge(status, &value, error.unwrap_or("unauthorized"), text)
+    }
+
+    /// The answer to a good token with too few scopes (RFC 6750 §3.1). It names all that the request needs, not only
+    /// what is missing: clients replace the token they have by one with what is named.
+    pub(super) fn insufficient(&self, lacking: &Lacking) -> Response {
+        let (needed, missing) = (lacking.needed.join(" "), lacking.missing.join(" "));
+        let text = format!("the token does not have the scopes that this needs ({missing}); ask for one that has");
+        let value = format!(
+            "Bearer error=\"insufficient_scope\", scope=\"{needed}\", resource_metadata=\"{}\", \
+             error_description=\"{text}\"",
+            self.metadata_url
+        );
+        challenge(StatusCode::FORBIDDEN, &value, "insufficient_scope", &text)
+    }
+}
+
+fn challenge(status: StatusCode, value: &str, error: &str, text: &str) -> Response {
+    let body = json!({"error": error, "error_description": text});
     let mut response = (status, axum::Json(body)).into_response();
-    // The URL comes from the configuration and was parsed as one, so it has no characters that a header refuses.
-    if let Ok(value) = HeaderValue::from_str(&value) {
+    // URL and scopes come from the configuration, whose check leaves no characters in them that a header refuses.
+    if let Ok(value) = HeaderValue::from_str(value) {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, value);
     }
     response

@@ -86,6 +86,14 @@ impl Config {
                 return Err(format!("identity.issuer: {:?} occurs twice; keep one entry for it", issuer.issuer));
             }
         }
+        let asked: Vec<&str> =
+            self.issuer.iter().filter(|issuer| issuer.introspection).map(|issuer| issuer.name.as_str()).collect();
+        if let [first, second, ..] = asked[..] {
+            return Err(format!(
+                "identity.issuer: {first:?} and {second:?} both have introspection, and an opaque token does not say whose \
+                 it is; keep it at one, and let the others issue signed tokens"
+            ));
+        }
         application::check(&self.application)
     }
 }
@@ -341,6 +349,9 @@ impl Identity {
             BearerForm::OboToken => &self.tokens,
             BearerForm::ApplicationKey => &self.applications,
             BearerForm::Jwt => &*self.issuers,
+            BearerForm::Opaque => self.issuers.opaque().ok_or_else(|| {
+                IdentityError::invalid("an unknown form of bearer, or an application key without a user")
+            })?,
         })
     }
 }
@@ -364,6 +375,7 @@ enum BearerForm {
     OboToken,
     ApplicationKey,
     Jwt,
+    Opaque,
 }
 
 fn bearer_form(token: &Secret, names_a_user: bool) -> Result<BearerForm, IdentityError> {
@@ -380,9 +392,7 @@ fn bearer_form(token: &Secret, names_a_user: bool) -> Result<BearerForm, Identit
         (true, false) => Ok(BearerForm::OboToken),
         (false, true) => Ok(BearerForm::ApplicationKey),
         (false, false) if text.split('.').count() == 3 => Ok(BearerForm::Jwt),
-        (false, false) => {
-            Err(IdentityError::invalid("an unknown form of bearer, or an application key without a user"))
-        }
+        (false, false) => Ok(BearerForm::Opaque),
     }
 }
 
@@ -416,9 +426,10 @@ mod tests {
         assert_eq!(form("key", true), Ok(BearerForm::ApplicationKey));
         assert_eq!(form("", true), Err(IdentityError::Missing));
         assert_eq!(form("", false), Err(IdentityError::Missing));
-        for (text, user) in [("obo_x", true), ("key", false), ("a.b", false), ("a.b.c.d.e", false)] {
-            assert!(matches!(form(text, user), Err(IdentityError::Invalid { .. })), "{text}");
+        for text in ["key", "a.b", "a.b.c.d.e"] {
+            assert_eq!(form(text, false), Ok(BearerForm::Opaque), "{text}");
         }
+        assert!(matches!(form("obo_x", true), Err(IdentityError::Invalid { .. })));
         assert!(form(&".".repeat(MAX_BEARER_BYTES + 1), false).is_err());
     }
 

@@ -18,6 +18,7 @@ use crate::egress::{self, Egress};
 use crate::id::{Person, Source, TenantId, UserId};
 use crate::secret::Secret;
 
+mod introspection;
 mod jwks;
 mod jwt;
 mod keys;
@@ -27,8 +28,10 @@ mod sign_in;
 #[cfg(test)]
 mod tests;
 
+pub use seen::MAX_SEEN_TOKENS;
 pub use sign_in::SignIn;
 
+use introspection::Introspection;
 use jwt::Unverified;
 use keys::{IssuerKeys, NoKey};
 use seen::Seen;
@@ -83,6 +86,10 @@ pub struct Config {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub client_secret: Option<Secret>,
+    /// Whether its opaque access tokens are accepted: it is asked about each (RFC 7662), as the client above. One issuer
+    /// at most can have this, because an opaque token does not say whose it is. Default `false`.
+    #[serde(default)]
+    pub introspection: bool,
 }
 
 fn sub() -> String {
@@ -124,6 +131,7 @@ impl Config {
             (_, None, false) => Err(format!("{key}: tenants is for tenant_claim; add it, or use tenant")),
             _ => Ok(()),
         }?;
+        introspection::check(&key, self)?;
         scopes::check(&format!("{key}: scopes"), &self.scopes)?;
         scopes::check(&format!("{key}: write_scopes"), &self.write_scopes)?;
         for (claim, key_name) in [
@@ -157,10 +165,12 @@ fn check_issuer_url(issuer: &str) -> Result<(), &'static str> {
 /// All configured issuers.
 pub struct Issuers {
     by_issuer: BTreeMap<String, Issuer>,
-    seen: Seen,
+    introspection: Option<Introspection>,
+    seen: Seen<Subject>,
     clock: SharedClock,
 }
 
+#[derive(Clone)]
 struct Issuer {
     config: Config,
     keys: Arc<IssuerKeys>,
@@ -172,7 +182,15 @@ impl Issuers {
             let keys = Arc::new(IssuerKeys::new(config.issuer.clone(), egress.clone(), Arc::clone(&clock)));
             (config.issuer.clone(), Issuer { config, keys })
         };
-        Self { by_issuer: configs.into_iter().map(issuer).collect(), seen: Seen::new(), clock }
+        let by_issuer: BTreeMap<String, Issuer> = configs.into_iter().map(issuer).collect();
+        let asked = by_issuer.values().find(|issuer| issuer.config.introspection).cloned();
+        let introspection = asked.map(|issuer| Introspection::new(issuer, egress.clone(), Arc::clone(&clock)));
+        Self { by_issuer, introspection, seen: Seen::new(), clock }
+    }
+
+    /// Who looks at opaque tokens, where anybody does.
+    pub(super) fn opaque(&self) -> Option<&dyn Authenticate> {
+        self.introspection.as_ref().map(|introspection| introspection as &dyn Authenticate)
     }
 
     pub(super) fn configs(&self) -> impl Iterator<Item = &Config> {
@@ -197,6 +215,8 @@ impl Authenticate for Issuers {
         issuer.check_access_token(token.unverified_claims(), now)?;
         let claims = issuer.verify(token).await?;
         let subject = issuer.access(&claims)?;
+        // Not beyond the time until which the keys are believed without asking: a withdrawn key is noticed as early as
+        // without this.
         if let (Some(expires), Some(fresh_until)) = (subject.expires_at, issuer.keys.fresh_until()) {
             self.seen.put(text, subject.clone(), expires.min(fresh_until));
         }

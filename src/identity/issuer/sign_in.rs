@@ -106,7 +106,7 @@ impl Issuers {
 }
 
 /// Codes and secrets go to https, or to this machine.
-fn is_safe(url: &Url) -> bool {
+pub(super) fn is_safe(url: &Url) -> bool {
     let loopback = url.host().is_some_and(|host| egress::is_loopback(&host));
     url.scheme() == "https" || (url.scheme() == "http" && loopback)
 }

@@ -700,7 +700,14 @@ fn configuration_errors_name_the_key() {
         (good, "tenant_claim = 'org'"),
         (good, "tenants = ['a']"),
         (good, "user_claim = ''"),
+        (good, "introspection = true"),
+        (good, "introspection = true\nclient_id = 'obo'"),
         (good, "scopes = ['offline_access']"),
+        (
+            good,
+            "introspection = true\nclient_id = 'a'\nclient_secret = 'b'\n[[issuer]]\nname = 'two'\n\
+             issuer = 'https://two.example'\nintrospection = true\nclient_id = 'a'\nclient_secret = 'b'",
+        ),
         (good, "[[issuer]]\nname = 'corp'\nissuer = 'https://two.example'"),
         (good, "[[issuer]]\nname = 'two'\nissuer = 'https://idp.example.com'"),
         (good, "[[issuer]]\nname = 'obo'\nissuer = 'https://two.example'"),

@@ -21,6 +21,7 @@ mod life_of_a_call;
 mod processes;
 mod provider_answers;
 mod readme;
+mod resource_server;
 mod rest;
 mod sign_in;
 mod threat_model;

@@ -201,7 +201,9 @@ impl<S: Service> Endpoint<S> {
             Frame::Message(message) => message,
             Frame::Batch(messages) => return batch::serve(self, caller, parts, body, messages).await,
         };
-        self.check_scopes(&caller, &message)?;
+        if let Some(refusal) = self.too_few_scopes(&caller, &message) {
+            return Err(refusal);
+        }
         if message.is_initialize() {
             parts.headers.remove(SESSION_ID);
             return self.initialize(caller, parts, body, &message).await;
@@ -256,20 +258,14 @@ impl<S: Service> Endpoint<S> {
         Ok(caller)
     }
 
-    /// Refuses a call that the caller's token has too few scopes for, while that can still be said with a status: the
-    /// protocol layer answers 200, by which no client learns to ask for more. Elsewhere policy says it.
-    fn check_scopes(&self, caller: &S::Caller, message: &Message) -> Result<(), Response> {
-        let Some(tool) = message.tool.as_deref().and_then(|name| self.service.tool(caller, name)) else {
-            return Ok(());
-        };
-        match caller.lacks(tool.effect) {
-            None => Ok(()),
-            Some(lacking) => {
-                let missing = lacking.missing.join(" ");
-                tracing::info!(tool = tool.name.as_str(), missing, "a call without the scopes it needs was refused");
-                Err(self.challenges.insufficient(lacking))
-            }
-        }
+    /// The refusal of a call that the caller's token has too few scopes for, while that can still be said with a status:
+    /// the protocol layer answers 200, by which no client learns to ask for more. Elsewhere policy says it.
+    fn too_few_scopes(&self, caller: &S::Caller, message: &Message) -> Option<Response> {
+        let tool = self.service.tool(caller, message.tool.as_deref()?)?;
+        let lacking = caller.lacks(tool.effect)?;
+        let missing = lacking.missing.join(" ");
+        tracing::info!(tool = tool.name.as_str(), missing, "a call without the scopes it needs was refused");
+        Some(self.challenges.insufficient(lacking))
     }
 
     /// Makes room for a session.

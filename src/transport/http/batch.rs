@@ -49,8 +49,8 @@ pub(super) async fn serve<S: Service>(
         return Err(refuse(StatusCode::BAD_REQUEST, "two requests of the batch have the same id; give each its own"));
     }
     // Before any of them is begun: a batch with one such call is sent again whole, with another token.
-    for (message, _) in &messages {
-        endpoint.check_scopes(&caller, message)?;
+    if let Some(refusal) = messages.iter().find_map(|(message, _)| endpoint.too_few_scopes(&caller, message)) {
+        return Err(refusal);
     }
     parts.headers.remove(header::CONTENT_LENGTH);
     let served = messages.into_iter().map(|(message, at)| {

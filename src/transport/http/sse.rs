@@ -95,7 +95,9 @@ async fn accept<S: Service>(endpoint: &Endpoint<S>, request: Request) -> Result<
         Frame::Message(frame) => frame,
         Frame::Batch(_) => return Err(refuse(StatusCode::BAD_REQUEST, "this transport takes one message a request")),
     };
-    endpoint.check_scopes(&caller, &frame)?;
+    if let Some(refusal) = endpoint.too_few_scopes(&caller, &frame) {
+        return Err(refusal);
+    }
     if pending.count() >= MAX_PENDING_PER_STREAM {
         let text = "too many calls of this session are under way; wait for some to end";
         return Err(retry_after(refuse_request(StatusCode::TOO_MANY_REQUESTS, frame.id, text), 1));

@@ -148,6 +148,8 @@ impl Input {
                 });
                 place(unknown.collect::<Vec<_>>().join(", "))
             }
+            // A schema that lists no argument at all refuses whatever is there, and does not say what that is.
+            ValidationErrorKind::FalseSchema if path.is_empty() => "there are no arguments; leave them out".to_owned(),
             ValidationErrorKind::Required { property } => {
                 place(format!("{} is required", property.as_str().unwrap_or("an argument")))
             }
@@ -277,6 +279,14 @@ mod tests {
             assert!(several.contains(part), "{several}");
         }
         assert!(!several.contains("4242") && !several.contains("hunter2"), "{several}");
+    }
+
+    #[test]
+    fn a_tool_without_arguments_says_that_it_has_none() {
+        let input = Input::compile(&mut object(json!({"type": "object"}))).unwrap();
+        assert!(input.accept(Map::new()).is_ok());
+        let failure = input.accept(object(json!({"hunter2": 1}))).unwrap_err();
+        assert_eq!(failure.message, "there are no arguments; leave them out");
     }
 
     #[test]

@@ -850,3 +850,80 @@ async fn child_process() {
     println!("\ndeposited");
     std::future::pending::<()>().await;
 }
+
+#[tokio::test]
+async fn a_default_account_stays_the_default_whatever_happens_to_its_tokens() {
+    let bench = Bench::new(Rotation::Strict);
+    let safe = bench.safe();
+    let first = bench.connect(&safe).await;
+    let answer = bench.provider.consent();
+    let second = safe.deposit(person("alice"), terms(), account("2"), answer, scopes(&["mail"])).await.unwrap();
+    let default = async |safe: &Safe| {
+        let grants = safe.grants(&person("alice")).await.unwrap();
+        Grant::default_of(&grants).map(|grant| grant.account.key.clone())
+    };
+    assert_eq!(default(&safe).await, None, "the first account is no default by itself");
+
+    // The clock stands still, and then goes back.
+    let chosen = safe.prefer(&first, None).await.unwrap().unwrap().preferred_at;
+    let later = safe.prefer(&second, chosen).await.unwrap().unwrap().preferred_at;
+    assert!(later > chosen);
+    assert_eq!(default(&safe).await.as_deref(), Some("2"));
+    let latest = safe.prefer(&first, later).await.unwrap().unwrap().preferred_at;
+    assert!(latest > later);
+    assert_eq!(default(&safe).await.as_deref(), Some("1"));
+
+    bench.clock.advance(LIFE);
+    assert_eq!(bench.token(&safe, &first).await.unwrap(), "access-0-2");
+    assert_eq!(default(&safe).await.as_deref(), Some("1"), "a refresh keeps it");
+    assert_eq!(bench.connect(&safe).await.preferred_at, latest, "so does a new consent");
+    bench.provider.state().families.get_mut(&2).unwrap().dead = true;
+    bench.clock.advance(LIFE);
+    assert!(needs_consent(bench.token(&safe, &first).await));
+    assert_eq!(default(&safe).await.as_deref(), Some("1"), "and the end of the grant");
+
+    safe.disconnect(&first, None).await.unwrap();
+    assert_eq!(default(&safe).await.as_deref(), Some("2"), "the choice before it counts again");
+    assert!(safe.prefer(&first, None).await.unwrap().is_none(), "what is gone cannot be chosen");
+}
+
+#[tokio::test]
+async fn a_choice_waits_for_a_refresh_and_loses_nothing_of_it() {
+    let bench = Bench::new(Rotation::Strict);
+    let safe = bench.safe();
+    let grant = bench.connect(&safe).await;
+    bench.clock.advance(LIFE);
+    bench.provider.next(&[Fault::Slow]);
+    let mut refreshing = Box::pin(bench.token(&safe, &grant));
+    while bench.provider.requests() == 0 {
+        assert!(futures::poll!(refreshing.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let store = Flaky::over(open_store(bench.dir.path()));
+    let other = bench.safe_over(Arc::clone(&store) as Arc<dyn Store>);
+    let mut choosing = Box::pin(other.prefer(&grant, None));
+    assert!(futures::poll!(choosing.as_mut()).is_pending());
+    bench.provider.gate.add_permits(1);
+    let (refreshed, chosen) = tokio::join!(refreshing, choosing);
+    assert_eq!(refreshed.unwrap(), "access-0-2");
+    assert!(chosen.unwrap().is_some());
+    assert_eq!(store.leases.load(Ordering::SeqCst), 1, "it is a change as every other");
+    let head = bench.head(&safe, &grant).await;
+    assert_eq!((head.access_token.expose(), head.preferred_at.is_some()), ("access-0-2", true));
+    assert_eq!(bench.provider.lost(), 0);
+}
+
+#[tokio::test]
+async fn heads_written_before_there_were_defaults_open_and_are_written_as_before() {
+    let bench = Bench::new(Rotation::Keeps);
+    let safe = bench.safe();
+    let grant = bench.connect(&safe).await;
+    let head = bench.head(&safe, &grant).await;
+    let body = head.to_bytes().unwrap();
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&body).unwrap();
+    assert!(!fields.contains_key("preferred_at"), "an obo that does not know the key opens it too");
+    assert_eq!(head::Head::from_bytes(&body).unwrap().preferred_at, None);
+    let chosen = safe.prefer(&grant, None).await.unwrap().unwrap();
+    assert_eq!(chosen.preferred_at, Some(bench.clock.now()));
+    assert_eq!(bench.head(&safe, &grant).await.preferred_at, chosen.preferred_at);
+}

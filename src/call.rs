@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 use tokio_util::task::TaskTracker;
 
 use crate::audit::{Audit, Ending, Entry};
-use crate::catalog::{Catalog, Provider, Tool};
+use crate::catalog::{Arguments, Catalog, Provider, Tool};
 use crate::consent::{Ask, Consent, Link, NoGrant};
 use crate::executor::{Executor, Ran, RunError};
 use crate::failure::{Code, Failure};
 use crate::id::{CallId, ProviderId};
 use crate::identity::{Credential, Identity, IdentityError, Subject};
-use crate::policy::{ApiPermit, Policy, Recorded, Work};
+use crate::policy::{ApiPermit, OwnPermit, Policy, Recorded, Work};
 use crate::secret::AccessToken;
 use crate::vault::{Grant, TokenError, Vault};
 
@@ -121,7 +121,8 @@ impl Obo {
         let id = CallId::new();
 
         let tool = self.tool(subject, &request.tool).ok_or(Stop::UnknownTool)?;
-        let account = take_account(&mut request.arguments)?;
+        // An own tool has the argument for itself.
+        let account = if tool.api().is_some() { take_account(&mut request.arguments)? } else { None };
         let arguments = match tool.arguments(request.arguments) {
             Ok(arguments) => arguments,
             Err(failure) => return Err(self.refuse(id, subject, &tool, &request.actor, failure).await),
@@ -132,6 +133,9 @@ impl Obo {
         };
 
         let mut entry = stages.audit.entry(id, &permit, &request.actor);
+        if tool.api().is_none() {
+            entry.provider = self.provider_named_in(permit.arguments());
+        }
         // Durable before any token is opened: what reaches a provider is on record even after a crash.
         let permit = stages.audit.intent(&mut entry, permit).await?;
         let ask = Ask {
@@ -142,10 +146,13 @@ impl Obo {
             not_enough: false,
         };
         let result = match permit.sorted() {
-            Work::Api(permit) => self.act(&permit, &ask, &mut entry).await,
+            Work::Api(permit) => {
+                self.act(&permit, &ask, &mut entry).await.map(|Ran { value, status }| (value, Some(status)))
+            }
+            Work::Own(permit) => self.own(subject, &permit, &ask, &mut entry).await.map(|value| (value, None)),
         };
         let ending = match &result {
-            Ok(ran) => Ending { status: Some(ran.status), ..Ending::default() },
+            Ok((_, status)) => Ending { status: *status, ..Ending::default() },
             Err(Stop::Failed(failure)) => Ending::failed(failure),
             Err(Stop::Ask(_)) => Ending { failure: Some(Code::AuthorizationRequired), ..Ending::default() },
             Err(Stop::BadRequestState | Stop::UnknownTool) => {
@@ -153,7 +160,27 @@ impl Obo {
             }
         };
         stages.audit.outcome(&entry, &ending).await;
-        result.map(|ran| ran.value)
+        result.map(|(value, _)| value)
+    }
+
+    /// What obo does itself.
+    async fn own(
+        &self,
+        subject: &Subject,
+        permit: &Recorded<OwnPermit>,
+        ask: &Ask<'_>,
+        entry: &mut Entry,
+    ) -> Result<Value, Stop> {
+        let done = self.stages.consent.own(permit, &self.tools(subject), ask).await?;
+        entry.account = done.account;
+        Ok(done.value)
+    }
+
+    /// The provider that a call of an own tool is about, for the record: one that there is, because a record never has an
+    /// argument's text.
+    fn provider_named_in(&self, arguments: &Arguments) -> Option<ProviderId> {
+        let id = arguments.as_map().get("provider")?.as_str()?;
+        self.stages.catalog.provider(id).map(|provider| provider.id.clone())
     }
 
     /// Records a call that was refused before it had a permit.

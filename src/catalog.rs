@@ -20,6 +20,7 @@ mod arguments;
 pub mod jq;
 mod load;
 pub mod mail;
+mod own;
 pub mod provider;
 pub mod request;
 pub mod tool;
@@ -27,6 +28,7 @@ mod verdict;
 
 pub use arguments::{Arguments, MAX_ARGUMENT_BYTES, MAX_ARGUMENT_DEPTH, RESERVED, encoded_length};
 pub use load::{Finding, Problem, ToolsConfig, parse_provider_manifest, parse_tool_manifest, schemas};
+pub use own::OWN_TOOLKIT;
 pub use provider::ProviderConfig;
 pub use verdict::{Fault, MAX_MESSAGE_CHARS, MAX_RETRY_AFTER, Verdict, seconds};
 
@@ -205,6 +207,19 @@ pub struct Tool {
 pub enum Runs {
     /// Requests to a provider's API, with the person's token.
     Api(Arc<Api>),
+    /// Something that obo does itself.
+    Own(Own),
+}
+
+/// What obo does itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// Says what the person has connected.
+    ListConnections,
+    /// Asks the person to connect an account.
+    Connect,
+    /// Ends a connection.
+    Disconnect,
 }
 
 /// What a tool does at a provider.
@@ -303,6 +318,7 @@ impl Tool {
     pub fn api(&self) -> Option<&Arc<Api>> {
         match &self.runs {
             Runs::Api(api) => Some(api),
+            Runs::Own(_) => None,
         }
     }
 }

@@ -25,6 +25,7 @@ mod callback;
 mod confirm;
 mod flow;
 mod login;
+mod own;
 mod request_state;
 mod session;
 mod standing;
@@ -36,6 +37,7 @@ pub use callback::{CallbackQuery, Connected, Returned, TypeBack};
 pub use confirm::Confirmed;
 pub use flow::{FLOW_TTL, FlowId, MAX_OPEN_PER_PERSON, Need};
 pub use login::{Back, LoggedIn};
+pub use own::Done;
 pub use session::{BrowserCookie, SESSION_TTL};
 pub use visit::{Asking, Listener, SignInWay, Then, View, Visitor, redirect_uri};
 pub use wish::{Progress, State, Wish, Wished};
@@ -395,7 +397,9 @@ impl Consent {
         loop {
             // Registered before looking, so that an ending between the look and the wait is not missed.
             let woken = self.inner.ended.notified();
-            if let Standing::Ready(grant) = self.standing(want, ask).await? {
+            if !want.another
+                && let Standing::Ready(grant) = self.standing(want, ask).await?
+            {
                 return Ok(Some(Held::Granted(grant)));
             }
             match self.inner.flows.find(id).await?.map(|flow| flow.stage) {

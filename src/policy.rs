@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{Api, Arguments, Effect, Runs, Tool};
+use crate::catalog::{Api, Arguments, Effect, Own, Runs, Tool};
 use crate::failure::{Code, Failure};
 use crate::id::Person;
 use crate::identity::{Lacking, Subject};
@@ -22,6 +22,9 @@ pub struct Permit<W = Runs> {
 
 /// A permit for requests to a provider's API.
 pub type ApiPermit = Permit<Arc<Api>>;
+
+/// A permit for something that obo does itself.
+pub type OwnPermit = Permit<Own>;
 
 impl<W> Permit<W> {
     /// Who may.
@@ -79,6 +82,8 @@ impl<T> std::ops::Deref for Recorded<T> {
 pub enum Work {
     /// Requests to a provider's API.
     Api(Recorded<ApiPermit>),
+    /// Something that obo does itself.
+    Own(Recorded<OwnPermit>),
 }
 
 impl Recorded<Permit> {
@@ -86,6 +91,7 @@ impl Recorded<Permit> {
     pub fn sorted(self) -> Work {
         match self.0.work.clone() {
             Runs::Api(api) => Work::Api(Recorded(self.0.narrowed(api))),
+            Runs::Own(own) => Work::Own(Recorded(self.0.narrowed(own))),
         }
     }
 }

@@ -52,6 +52,19 @@ impl Input {
     /// Checks and compiles a schema. Completes it: arguments that it does not list are refused, unless it says
     /// otherwise.
     pub(super) fn compile(schema: &mut Map<String, Value>) -> Result<Self, Finding> {
+        if schema.get("properties").is_some_and(|properties| properties.get(RESERVED).is_some()) {
+            let reason = format!("the argument {RESERVED:?} is reserved");
+            return Err(Finding::at(
+                RESERVED,
+                reason,
+                "use another name; obo adds it for people with several accounts",
+            ));
+        }
+        Self::compile_own(schema)
+    }
+
+    /// The same for a tool of obo's own, whose argument of the reserved name means what it says there.
+    pub(super) fn compile_own(schema: &mut Map<String, Value>) -> Result<Self, Finding> {
         if schema.get("type") != Some(&Value::String("object".into())) {
             return Err(Finding::at("input", "the input is not of type object".into(), "write type = \"object\""));
         }
@@ -68,14 +81,6 @@ impl Input {
                 ));
             }
         };
-        if properties.contains_key(RESERVED) {
-            let reason = format!("the argument {RESERVED:?} is reserved");
-            return Err(Finding::at(
-                RESERVED,
-                reason,
-                "use another name; obo adds it for people with several accounts",
-            ));
-        }
         let defaults: Vec<_> = properties
             .iter()
             .filter_map(|(name, schema)| Some((name.clone(), schema.get("default")?.clone())))

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::provider::{ProviderConfig, ProviderManifest};
 use super::tool::ToolManifest;
-use super::{Catalog, Provider, Tool, jq};
+use super::{Catalog, OWN_TOOLKIT, Own, Provider, Runs, Tool, jq, own};
 use crate::id::{ProviderId, ToolName};
 use crate::schema::{nearest, unknown_keys};
 
@@ -210,7 +210,10 @@ impl Catalog {
             read_folder(dir, &mut sources, &mut problems).map_err(|reason| format!("tools.dirs: {reason}"))?;
         }
         let loaded = load_providers(&sources, providers, &mut problems)?;
-        let known = load_tools(&sources, &loaded, &mut problems);
+        let mut known = load_tools(&sources, &loaded, &mut problems);
+        for tool in own::tools(&offered(config, &known))? {
+            known.insert(tool.name.clone(), Arc::new(tool));
+        }
         let tools = enabled(config, &known, &mut problems);
         let mut aliases = HashMap::new();
         for name in tools.keys() {
@@ -360,6 +363,11 @@ fn load_tools(
     };
     let mut loaded = BTreeMap::new();
     for source in &tools {
+        if source.claimed_name().is_some_and(|name| name.toolkit().eq_ignore_ascii_case(OWN_TOOLKIT)) {
+            let reason = format!("the tools of {OWN_TOOLKIT} are obo's own");
+            problems.push(source.problem(Finding::at("name", reason, "name the tool after its service")));
+            continue;
+        }
         if hidden(source) {
             continue;
         }
@@ -398,12 +406,28 @@ fn load_tools(
     loaded
 }
 
+/// The providers that have a tool which is offered, with their names.
+fn offered(config: &ToolsConfig, known: &BTreeMap<ToolName, Arc<Tool>>) -> BTreeMap<ProviderId, String> {
+    let named = |name: &ToolName| match &config.enable {
+        Some(patterns) => patterns.iter().any(|pattern| matches_pattern(pattern, name)),
+        None => true,
+    };
+    let apis = known.iter().filter(|(name, _)| named(name)).filter_map(|(_, tool)| tool.api());
+    let providers = apis.map(|api| &api.provider).filter(|provider| provider.client.is_some());
+    providers.map(|provider| (provider.id.clone(), provider.name.clone())).collect()
+}
+
 fn enabled(
     config: &ToolsConfig,
     known: &BTreeMap<ToolName, Arc<Tool>>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<ToolName, Arc<Tool>> {
-    let has_client = |tool: &Tool| tool.api().is_none_or(|api| api.provider.client.is_some());
+    let can_connect = !offered(config, known).is_empty();
+    let has_client = |tool: &Tool| match &tool.runs {
+        Runs::Api(api) => api.provider.client.is_some(),
+        // Connections outlive what is offered, and can be seen and ended; there is nothing to connect.
+        Runs::Own(own) => can_connect || *own != Own::Connect,
+    };
     let Some(patterns) = &config.enable else {
         return known
             .iter()
@@ -416,6 +440,7 @@ fn enabled(
     };
     let mut enabled = BTreeMap::new();
     let mut without_client = BTreeMap::new();
+    let mut nothing_to_connect = false;
     for pattern in patterns {
         let mut matched = false;
         for (name, tool) in known {
@@ -423,13 +448,12 @@ fn enabled(
                 continue;
             }
             matched = true;
-            match tool.api().filter(|_| !has_client(tool)) {
-                None => {
-                    enabled.insert(name.clone(), Arc::clone(tool));
-                }
-                Some(api) => {
-                    without_client.insert(api.provider.id.as_str(), pattern);
-                }
+            if has_client(tool) {
+                enabled.insert(name.clone(), Arc::clone(tool));
+            } else if let Some(api) = tool.api() {
+                without_client.insert(api.provider.id.as_str(), pattern);
+            } else if pattern == name.as_str() {
+                nothing_to_connect = true;
             }
         }
         if !matched {
@@ -441,6 +465,12 @@ fn enabled(
             };
             problem(format!("tools.enable: {pattern:?} is no tool that could be loaded"), mend);
         }
+    }
+    if nothing_to_connect {
+        problem(
+            format!("tools.enable: {OWN_TOOLKIT}.Connect has nothing to connect: no tool of a provider is offered"),
+            "enable the tools of a provider that has a client".to_owned(),
+        );
     }
     for (provider, pattern) in without_client {
         problem(
@@ -513,8 +543,14 @@ mod tests {
         )
     }
 
+    /// The tools of providers.
     fn names(catalog: &Catalog) -> Vec<&str> {
-        catalog.tools().map(|tool| tool.name.as_str()).collect()
+        catalog.tools().filter(|tool| tool.api().is_some()).map(|tool| tool.name.as_str()).collect()
+    }
+
+    /// Those of obo's own.
+    fn own(catalog: &Catalog) -> Vec<&str> {
+        catalog.tools().filter(|tool| tool.api().is_none()).map(|tool| tool.name.as_str()).collect()
     }
 
     #[test]
@@ -536,10 +572,12 @@ mod tests {
             for spelling in [tool.name.as_str().to_owned(), tool.name.underscored()] {
                 assert_eq!(catalog.find(&spelling).map(|found| &found.name), Some(&tool.name));
             }
-            for scope in tool.api().unwrap().scopes_any_of.iter().flatten() {
-                assert!(tool.api().unwrap().provider.scopes.contains_key(scope), "{}: {scope} has no words", tool.name);
+            for (api, scope) in
+                tool.api().iter().flat_map(|api| api.scopes_any_of.iter().flatten().map(move |s| (api, s)))
+            {
+                assert!(api.provider.scopes.contains_key(scope), "{}: {scope} has no words", tool.name);
             }
-            for (name, schema) in tool.input["properties"].as_object().unwrap() {
+            for (name, schema) in tool.input.get("properties").and_then(Value::as_object).into_iter().flatten() {
                 assert!(schema["description"].is_string(), "{}: {name} has no description", tool.name);
             }
         }
@@ -681,7 +719,7 @@ mod tests {
     fn tools_of_providers_without_a_client_are_known_but_not_offered() {
         let catalog = Catalog::load(&ToolsConfig::default(), &configs(&["slack"])).unwrap();
         assert_eq!(names(&catalog), ["Slack.ListChannels", "Slack.PostMessage"]);
-        assert_eq!(catalog.known_tools().count(), 6);
+        assert_eq!(catalog.known_tools().filter(|tool| tool.api().is_some()).count(), 6);
         assert!(catalog.find("Google.SendEmail").is_none());
         assert!(catalog.provider("google").unwrap().client.is_none());
     }
@@ -700,6 +738,48 @@ mod tests {
         assert!(names(&catalog).is_empty());
         assert!(problems[0].contains("did you mean \"Google.SendEmail\"?"), "{problems:?}");
         assert!(problems[1].contains("set providers.slack.client_id"), "{problems:?}");
+    }
+
+    #[test]
+    fn own_tools_are_offered_unless_enable_leaves_them_out() {
+        let load = |enable: Option<&[&str]>, clients: &[&str]| {
+            let enable = enable.map(|enable| enable.iter().map(ToString::to_string).collect());
+            Catalog::load(&ToolsConfig { dirs: Vec::new(), enable }, &configs(clients)).unwrap()
+        };
+        let all = ["Obo.Connect", "Obo.Disconnect", "Obo.ListConnections"];
+        assert_eq!(own(&load(None, &["google"])), all);
+        assert_eq!(own(&load(Some(&["*"]), &["google"])), all);
+        assert_eq!(own(&load(Some(&["Google.*", "Obo.*"]), &["google"])), all);
+        assert_eq!(own(&load(Some(&["Google.*", "Obo.Connect"]), &["google"])), ["Obo.Connect"]);
+        assert_eq!(own(&load(Some(&["Google.*"]), &["google"])), [""; 0]);
+        // What can be connected is what is offered.
+        for (enable, clients, providers) in [
+            (None, &["google", "slack"][..], json!(["google", "slack"])),
+            (None, &["slack"], json!(["slack"])),
+            (Some(&["Obo.*", "Slack.ListChannels"][..]), &["google", "slack"], json!(["slack"])),
+        ] {
+            let catalog = load(enable, clients);
+            let input = &catalog.find("Obo_Connect").unwrap().input;
+            assert_eq!(input["properties"]["provider"]["enum"], providers);
+        }
+        // With nothing to connect, what is connected can still be seen and ended.
+        assert_eq!(own(&load(None, &[])), ["Obo.Disconnect", "Obo.ListConnections"]);
+        let catalog = load(Some(&["Obo.*"]), &["google"]);
+        assert_eq!(own(&catalog), ["Obo.Disconnect", "Obo.ListConnections"]);
+        assert_eq!(catalog.problems(), []);
+        let problems = load(Some(&["Obo.Connect", "Slack.PostMessage"]), &["google"]).problems().to_vec();
+        assert!(problems[0].reason.contains("nothing to connect"), "{problems:?}");
+    }
+
+    #[test]
+    fn no_manifest_takes_the_place_of_an_own_tool() {
+        for name in ["Obo.Connect", "Obo.Mine", "OBO.Connect", "obo.listconnections"] {
+            let catalog = Folder::with(&[("slack/mine.toml", &tool(name, "api"))]).load();
+            assert!(catalog.problems()[0].reason.contains("obo's own"), "{name}: {:?}", catalog.problems());
+            assert_eq!(own(&catalog).len(), 3, "{name}");
+            assert!(catalog.find("Obo.Connect").unwrap().api().is_none(), "{name}");
+            assert_eq!(names(&catalog).len(), 6, "{name}");
+        }
     }
 
     #[test]
@@ -742,7 +822,7 @@ mod tests {
         ] {
             let catalog = Folder::with(&[("slack/any.toml", &broken)]).load();
             assert!(catalog.find("Slack.PostMessage").is_none(), "{broken}");
-            assert_eq!(catalog.tools().count(), 5);
+            assert_eq!(names(&catalog).len(), 5);
             assert_eq!(catalog.problems().len(), 1, "{:?}", catalog.problems());
             assert!(catalog.problems()[0].line.is_some(), "{:?}", catalog.problems());
         }
@@ -753,7 +833,7 @@ mod tests {
     #[test]
     fn a_broken_provider_hides_its_own_tools_only() {
         let catalog = Folder::with(&[("slack/provider.toml", "id = \"slack\"\nnam = \"x\"\n")]).load();
-        assert_eq!(catalog.tools().count(), 4);
+        assert_eq!(names(&catalog).len(), 4);
         let problem = &catalog.problems()[0];
         assert_eq!((problem.line, problem.mend.as_str()), (Some(2), "did you mean \"name\"?"), "{problem}");
         let http = PROVIDER.replace("https://api.acme", "http://api.acme");

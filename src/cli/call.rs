@@ -9,6 +9,7 @@ use super::tools::not_offered;
 use super::{Exit, Global, Who, actor, output};
 use crate::app::Way;
 use crate::call::{Outcome, Request};
+use crate::catalog::Catalog;
 use crate::executor;
 use crate::failure::Code;
 use crate::identity::Credential;
@@ -51,12 +52,18 @@ impl Call {
 
         if self.dry_run {
             let tool = app.obo.tool(&subject, &self.tool).ok_or_else(|| not_offered(&app.catalog, &self.tool))?;
+            let Some(api) = tool.api() else {
+                return Err(Exit::usage(format!(
+                    "{} makes no request of its own: there is nothing to show",
+                    tool.name
+                )));
+            };
             arguments.remove("account");
             let arguments = tool.arguments(arguments)?;
-            let Some(api) = tool.api() else { return output::json(&json!([])) };
             return output::json(&executor::plan(api, &arguments)?);
         }
 
+        let connect = connect_command(&app.catalog, &self.tool, &arguments);
         let request = Request { tool: self.tool.clone(), arguments, actor: actor(), resume: None };
         let outcome = app.obo.call(&subject, request).await;
         app.obo.drain(crate::transport::SHUTDOWN_GRACE).await;
@@ -81,12 +88,8 @@ impl Call {
                 Err(Exit::quiet(3))
             }
             Outcome::Failed(failure) if failure.note == Some(NOBODY_SERVES) => {
-                let provider = app
-                    .catalog
-                    .find(&self.tool)
-                    .and_then(|tool| tool.api())
-                    .map_or("PROVIDER", |api| api.provider.id.as_str());
-                let command = format!("obo connect {provider} --tool {}{}", self.tool, self.for_whom());
+                let (provider, command) = connect;
+                let command = format!("{command}{}", self.for_whom());
                 if self.json {
                     output::json(
                         &json!({ "status": "authorization_required", "provider": provider, "command": command }),
@@ -125,6 +128,22 @@ impl Call {
             text.push_str(&format!(" --tenant {}", self.who.tenant));
         }
         text
+    }
+}
+
+/// The provider that a call may need, and the command that connects it.
+fn connect_command(catalog: &Catalog, tool: &str, arguments: &Map<String, Value>) -> (String, String) {
+    let argument = |name: &str| arguments.get(name).and_then(Value::as_str);
+    match catalog.find(tool).map(|tool| tool.api()) {
+        Some(Some(api)) => (api.provider.id.to_string(), format!("obo connect {} --tool {tool}", api.provider.id)),
+        // One of obo's own, which names what it connects in its arguments.
+        _ => {
+            let provider = argument("provider").and_then(|id| catalog.provider(id));
+            let provider = provider.map_or("PROVIDER", |provider| provider.id.as_str());
+            let tool = argument("tool").and_then(|name| catalog.find(name));
+            let tool = tool.map(|tool| format!(" --tool {}", tool.name)).unwrap_or_default();
+            (provider.to_owned(), format!("obo connect {provider}{tool}"))
+        }
     }
 }
 

@@ -36,9 +36,9 @@ impl Serve {
         })?;
         // At the start, where the operator sees it, rather than at the first call.
         app.keys.open().await?;
-        if app.catalog.tools().next().is_none() {
+        if !app.catalog.tools().any(|tool| tool.api().is_some()) {
             tracing::warn!(
-                "no tool is offered yet: give a provider its client in obo.toml; `obo providers list` shows which"
+                "no tool of a provider is offered yet: give a provider its client in obo.toml; `obo providers list` shows which"
             );
         }
         tracing::info!(%address, public_url = app.config.server.public_base(), tools = app.catalog.tools().count(), "listening");

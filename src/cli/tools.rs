@@ -31,8 +31,10 @@ impl Tools {
         match self {
             Tools::List { json: true } => output::json(&catalog.tools().map(|tool| as_json(tool)).collect::<Vec<_>>()),
             Tools::List { json: false } => {
-                if catalog.tools().next().is_none() {
+                if !catalog.tools().any(|tool| tool.api().is_some()) {
                     eprintln!("{}", nothing_offered(&catalog));
+                }
+                if catalog.tools().next().is_none() {
                     return Ok(());
                 }
                 let rows: Vec<Vec<String>> = catalog
@@ -48,9 +50,8 @@ impl Tools {
                 }
                 output::line(format!("{}: {}\n", tool.name, tool.title))?;
                 output::line(format!("{}\n", tool.description.trim()))?;
-                if let Some(api) = tool.api() {
-                    output::line(format!("provider   {}", api.provider.name))?;
-                }
+                let provider = tool.api().map_or("none: obo does it itself", |api| &api.provider.name);
+                output::line(format!("provider   {provider}"))?;
                 output::line(format!("effect     {}", tool.effect.as_str()))?;
                 for (i, set) in tool.api().iter().flat_map(|api| &api.scopes_any_of).enumerate() {
                     output::line(format!("{}     {}", if i == 0 { "scopes" } else { "or    " }, set.join(" ")))?;
@@ -64,9 +65,9 @@ impl Tools {
 
 fn nothing_offered(catalog: &Catalog) -> &'static str {
     if catalog.providers().any(|provider| provider.client.is_some()) {
-        "No tool is offered: tools.enable in obo.toml names none of a provider that has a client."
+        "No tool of a provider is offered: tools.enable in obo.toml names none of a provider that has a client."
     } else {
-        "No tool is offered: no provider has a client yet. `obo providers list` shows what to register."
+        "No tool of a provider is offered: no provider has a client yet. `obo providers list` shows what to register."
     }
 }
 
@@ -76,6 +77,9 @@ pub(super) fn not_offered(catalog: &Catalog, name: &str) -> Exit {
     if let Some(tool) = known {
         return match tool.api().filter(|api| api.provider.client.is_none()) {
             Some(api) => Exit { code: 64, text: super::providers::no_client(&api.provider) },
+            None if tool.api().is_none() && !catalog.tools().any(|tool| tool.api().is_some()) => {
+                Exit::failed(format!("{} has nothing to connect. {}", tool.name, nothing_offered(catalog)))
+            }
             None => Exit::failed(format!("{} is not offered; add it to tools.enable in obo.toml", tool.name)),
         };
     }

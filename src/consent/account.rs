@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::{Consent, Listener, Visitor};
 use crate::audit::{Event, Kind, Phase, Record};
+use crate::catalog::OWN_TOOLKIT;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source};
 use crate::vault::{Grant, GrantStatus};
@@ -52,7 +53,10 @@ impl Consent {
         };
         let mut calls = self.inner.audit.recent_calls(person, LAST_USE_CALLS).await.map_err(unreadable)?;
         let mut last_used: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
-        for call in calls.iter().filter(|call| call.outcome.as_deref() == Some("ok")) {
+        // Asking about a connection is not using it.
+        let own = format!("{OWN_TOOLKIT}.");
+        let uses = |call: &&Record| !call.tool.as_ref().is_some_and(|tool| tool.starts_with(&own));
+        for call in calls.iter().filter(|call| call.outcome.as_deref() == Some("ok")).filter(uses) {
             if let (Some(provider), Some(account)) = (&call.provider, &call.account) {
                 // Newest first: the first one seen stays.
                 last_used.entry((provider.clone(), account.clone())).or_insert(call.time);

@@ -382,7 +382,7 @@ impl Flows {
         self.of_person(&keys, person).await
     }
 
-    async fn of_person(&self, keys: &OpenKeys, person: &Person) -> Result<Vec<Flow>, Failure> {
+    pub(super) async fn of_person(&self, keys: &OpenKeys, person: &Person) -> Result<Vec<Flow>, Failure> {
         let owner = keys.record_key(Table::Flow, &person.parts());
         let mut flows = Vec::new();
         let now = self.clock.now();

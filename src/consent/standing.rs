@@ -24,6 +24,8 @@ pub(super) struct Want<'a> {
     pub(super) provider: &'a Provider,
     /// The tools that the connection must be enough for.
     pub(super) tools: Vec<&'a Api>,
+    /// Whether it is about one more account, so that no connection that there is will do.
+    pub(super) another: bool,
 }
 
 impl<'a> Want<'a> {
@@ -36,6 +38,7 @@ impl<'a> Want<'a> {
             title: Some(&permit.tool().title),
             provider: &permit.work().provider,
             tools: vec![permit.work()],
+            another: false,
         }
     }
 
@@ -116,7 +119,7 @@ impl Consent {
     }
 }
 
-fn no_such_account(provider: &str, labels: &[String]) -> Failure {
+pub(super) fn no_such_account(provider: &str, labels: &[String]) -> Failure {
     Failure::new(
         Code::AccountRequired,
         format!(
@@ -126,7 +129,7 @@ fn no_such_account(provider: &str, labels: &[String]) -> Failure {
     )
 }
 
-fn which_account(provider: &str, labels: &[String]) -> Failure {
+pub(super) fn which_account(provider: &str, labels: &[String]) -> Failure {
     Failure::new(
         Code::AccountRequired,
         format!(

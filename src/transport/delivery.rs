@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use super::config::ConsentDelivery;
 use crate::call::Outcome;
+use crate::catalog::OWN_TOOLKIT;
 use crate::consent::Link;
 use crate::failure::Failure;
 
@@ -102,7 +103,12 @@ fn form(link: &Link, to: &Recipient) -> Form {
 }
 
 fn authorization(link: &Link, to: &Recipient) -> Result<CallToolResponse, ErrorData> {
-    let mut message = format!("Connect {} so that {} can act for you", link.provider_name, to.tool);
+    // A tool of obo's own asks for the connection itself.
+    let own = to.tool.split(['.', '_']).next() == Some(OWN_TOOLKIT);
+    let mut message = match own {
+        true => format!("Connect {} for your agent", link.provider_name),
+        false => format!("Connect {} so that {} can act for you", link.provider_name, to.tool),
+    };
     if link.code_back {
         message.push_str(". The page ends with a code: give it to your agent, which passes it to Obo_Connect");
     }

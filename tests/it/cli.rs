@@ -202,8 +202,12 @@ async fn a_provider_without_a_client_is_said_with_what_to_register() {
     }
     assert_eq!(one_line("show", &program.run(&["tools", "show", "Google.SendEmail"]).await), connect);
     let listed = program.run(&["tools", "list"]).await;
-    assert_eq!((listed.code, listed.stdout.as_str()), (0, ""));
+    assert_eq!(listed.code, 0);
+    let offered = listed.stdout.lines().skip(1).map(|line| line.split(' ').next().unwrap());
+    assert_eq!(offered.collect::<Vec<_>>(), ["Obo.Disconnect", "Obo.ListConnections"], "what needs no provider");
     assert!(listed.stderr.contains("obo providers list"), "{listed:?}");
+    let connect = program.run(&["tools", "show", "Obo.Connect"]).await;
+    assert!(connect.code == 1 && connect.stderr.contains("obo providers list"), "{connect:?}");
     let none = program.run(&["call", "Nothing.There"]).await;
     assert_eq!(none.code, 1, "{none:?}");
 

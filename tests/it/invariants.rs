@@ -108,7 +108,7 @@ async fn inv_2_a_token_of_another_person_or_provider_is_not_used() {
         (alice.clone(), "slack"),
     ];
     let (permit, mut entry) = permit(&obo, "alice", LIST, json!({})).await;
-    let Work::Api(permit) = obo.app.audit.intent(&mut entry, permit).await.unwrap().sorted();
+    let Work::Api(permit) = obo.app.audit.intent(&mut entry, permit).await.unwrap().sorted() else { panic!("{LIST}") };
     for (person, provider) in others {
         let token = AccessToken::bind(person, provider.parse().unwrap(), Secret::new("a-token-of-somebody"));
         match executor.run(&permit, &token).await {

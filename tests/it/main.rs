@@ -18,6 +18,7 @@ mod files;
 mod invariants;
 mod layering;
 mod life_of_a_call;
+mod own_tools;
 mod processes;
 mod provider_answers;
 mod readme;

@@ -36,7 +36,15 @@ async fn tools_are_listed_without_opening_any_key() {
         listed["result"]["tools"].as_array().unwrap().iter().map(|tool| tool["name"].as_str().unwrap()).collect();
     assert_eq!(
         names,
-        ["GoogleCalendar_CreateEvent", "GoogleCalendar_ListEvents", "Google_SearchEmails", "Google_SendEmail"]
+        [
+            "GoogleCalendar_CreateEvent",
+            "GoogleCalendar_ListEvents",
+            "Google_SearchEmails",
+            "Google_SendEmail",
+            "Obo_Connect",
+            "Obo_Disconnect",
+            "Obo_ListConnections"
+        ]
     );
     let called = client.call(SEND, mail("bob@example.com", "x")).await;
     assert_eq!(code_of(&called).as_deref(), Some("vault_unavailable"), "{called}");

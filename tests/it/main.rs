@@ -10,6 +10,7 @@
 mod provider;
 mod support;
 
+mod accounts;
 mod cli;
 mod confirm;
 mod consent;

@@ -194,21 +194,23 @@ struct Row {
 
 /// A call as the page shows it.
 struct Call {
+    day: String,
     time: String,
     tool: String,
     actor: String,
-    account: String,
+    account: Option<String>,
     outcome: String,
 }
 
 impl From<Record> for Call {
     fn from(record: Record) -> Self {
         Self {
-            time: record.time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+            day: record.time.strftime("%Y-%m-%d").to_string(),
+            time: record.time.strftime("%H:%M:%S").to_string(),
             tool: record.tool.unwrap_or_default(),
             actor: record.actor,
-            account: record.account.unwrap_or_else(|| "–".to_owned()),
-            outcome: record.outcome.unwrap_or_default(),
+            account: record.account,
+            outcome: record.outcome.unwrap_or_default().replace('_', " "),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::flow::{Flow, FlowId, Stage};
 use super::standing::{Standing, Want, no_such_account, which_account};
-use super::{Ask, Consent, Held, MAX_PASSES, NoGrant, call_digest, declined, usable};
+use super::{Ask, Consent, Held, MAX_PASSES, NoGrant, call_digest, declined, mismatch, usable};
 use crate::catalog::{Api, Own, Provider, Tool};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId, ToolName};
@@ -129,6 +129,9 @@ impl Consent {
         given: &Given<'_>,
         ask: &Ask<'_>,
     ) -> Result<Done, NoGrant> {
+        if let Some(code) = given.text("code") {
+            return Ok(self.finish_by_code(permit.person(), code).await?);
+        }
         let want = &wanted(permit, offered, given)?;
         let ask = &Ask { account: given.text("account"), ..*ask };
         // The flow that this call is about: a retry names it, and a call that was held has it.
@@ -166,6 +169,25 @@ impl Consent {
         Err(Failure::internal("a consent flow kept ending without an account").into())
     }
 
+    /// Finishes a connection by the code that the person read in their browser.
+    async fn finish_by_code(&self, person: &Person, code: &str) -> Result<Done, Failure> {
+        let connected = self.confirm_code(person, code).await?;
+        let grant = &connected.grant;
+        let mut value = json!({
+            "status": "connected",
+            "provider": grant.provider,
+            "provider_name": connected.provider_name,
+            "account": grant.account.label,
+        });
+        if !connected.withheld.is_empty() {
+            value["not_allowed"] = json!(connected.withheld);
+        }
+        if let Some(expected) = &connected.expected {
+            value["asked_for"] = json!(expected);
+        }
+        Ok(Done { value, account: Some(grant.account.label.clone()) })
+    }
+
     /// The grant that is enough already. Where several are, that is enough too: nothing is done with any of them.
     async fn connected_enough(&self, want: &Want<'_>, ask: &Ask<'_>) -> Result<Standing, Failure> {
         if ask.account.is_none() {
@@ -199,6 +221,7 @@ impl Consent {
         self.forget_call(&flow.id, &digest).await;
         let account = match &flow.stage {
             Stage::Declined => return Err(declined().into()),
+            Stage::Mismatch => return Err(mismatch().into()),
             Stage::Connected { account } => account,
             _ => return Ok(None),
         };
@@ -291,9 +314,9 @@ impl Given<'_> {
     }
 }
 
-/// Whether the person has done what there was to do, or has declined it.
+/// Whether there is nothing left to be done with it.
 fn is_over(flow: &Flow) -> bool {
-    matches!(flow.stage, Stage::Connected { .. } | Stage::Declined)
+    matches!(flow.stage, Stage::Connected { .. } | Stage::Declined | Stage::Mismatch)
 }
 
 fn is_named(grant: &Grant, name: &str) -> bool {

@@ -31,7 +31,8 @@ async fn with_two_accounts() -> TestObo {
 async fn connect(obo: &TestObo, user: &str, account: &str) -> browser::Page {
     let provider = obo.app.catalog.provider("google").unwrap();
     let scopes = [SEND_SCOPE.to_owned()].into();
-    let link = obo.app.obo.consent().connect(&person(user), provider, scopes, "test").await.unwrap();
+    let link =
+        obo.app.obo.consent().connect(obo::consent::Wish::new(&person(user), provider, scopes, "test")).await.unwrap();
     let page = obo.consent(link.url.as_str(), user, account).await;
     assert_eq!(page.status, 200, "{}", page.text);
     page

@@ -375,8 +375,21 @@ async fn people_of_an_issuer_without_sign_in_finish_with_a_code_too() {
     let client = Mcp::new(&obo.base, Some(issuer.access_token("alice", &format!("{}/mcp", obo.base))));
     let link = link_of(&client.call(SEND, mail("bob@example.com", "x")).await).unwrap();
     let page = consent(&obo, &mut Browser::new(), &link, "alice@example.com").await;
-    code_on(&page);
+    let code = code_on(&page);
     assert_eq!(obo.provider.token_requests(), 0);
+
+    // Typed back to the agent, which passes it on: by her own only.
+    let connect = json!({ "provider": "google", "code": code });
+    let bob = Mcp::new(&obo.base, Some(issuer.access_token("bob", &format!("{}/mcp", obo.base))));
+    assert_eq!(code_of(&bob.call("Obo_Connect", connect.clone()).await).as_deref(), Some("not_found"));
+    let namesake = obo.client("alice").await;
+    assert_eq!(code_of(&namesake.call("Obo_Connect", connect.clone()).await).as_deref(), Some("not_found"));
+    let wrong = json!({ "provider": "google", "code": "nonsense" });
+    assert_eq!(code_of(&client.call("Obo_Connect", wrong).await).as_deref(), Some("invalid_arguments"));
+    assert_eq!(obo.provider.token_requests(), 0);
+    let done = value_of(&client.call("Obo_Connect", connect).await);
+    assert_eq!((&done["status"], &done["account"]), (&json!("connected"), &json!("alice@example.com")), "{done}");
+    value_of(&client.call(SEND, mail("bob@example.com", "x")).await);
 }
 
 #[tokio::test]

@@ -286,10 +286,16 @@ async fn several_issuers_have_people_tenants_groups_and_scopes_of_their_own() {
     assert_eq!((one.via(), two.via()), (&Via::Issuer("corp".into()), &Via::Issuer("partner".into())));
     let client = |token: String| Mcp::new(&obo.base, Some(token));
     let link = crate::support::mcp::link_of(&client(EC.token(&of_first)).call(READ, json!({})).await).unwrap();
+    // Neither issuer signs people in here, so a link ends with a code: of the one's link it is nothing for the other.
     let mut browser = Browser::new();
     let page = browser.get(&link).await;
-    browser.submit(&page, &[("token", &RSA.token(&of_second))]).await;
-    assert_eq!(browser.get(&link).await.status, 403, "and the one's link is nothing for the other");
+    let forwarded = browser.submit(&page, &[]).await.location.unwrap();
+    let back = obo.provider.consent(&forwarded, "alice@example.com").await.unwrap();
+    let shown = browser.get(&back).await.text;
+    let at = shown.find("<p class=\"code\"><code>").unwrap() + 22;
+    let code = &shown[at..at + 9];
+    assert!(obo.app.obo.consent().confirm_code(two.person(), code).await.is_err());
+    assert!(obo.app.obo.consent().confirm_code(one.person(), code).await.is_ok());
 
     // A tenant comes from the list or not at all.
     assert_eq!(

@@ -7,13 +7,20 @@ use obo::config::{Config, Environment};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::resource_server::idp::{EC, Idp, with};
+use crate::resource_server::{Answered, call, modern};
 use crate::support::TestObo;
 use crate::support::mcp::value_of;
 use crate::support::program::Program;
 
-/// The fenced blocks of one language, in their order.
+/// README's fenced blocks of one language, in their order.
 fn blocks(language: &str) -> Vec<String> {
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    blocks_of("README.md", language)
+}
+
+/// A page's fenced blocks of one language, in their order.
+fn blocks_of(page: &str, language: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
     let mut found = Vec::new();
     let mut lines = page.lines();
     while let Some(line) = lines.next() {
@@ -71,6 +78,31 @@ fn configurations_are_valid() {
             Config::parse(&text, "obo.toml", folder.path(), &environment).unwrap_or_else(|e| panic!("{e}\n{text}"));
         assert_eq!(config.providers["google"].client_secret.as_ref().unwrap().expose(), "s3cret");
     }
+}
+
+/// docs/identity.md: its configurations work, and what it says that clients are told is what they are told.
+#[tokio::test]
+async fn the_guide_to_identity_providers_is_true() {
+    let folder = tempfile::tempdir().unwrap();
+    let environment = Environment::from([("OBO_IDP_SECRET", "s3cret")]);
+    let configurations = blocks_of("docs/identity.md", "toml");
+    assert_eq!(configurations.len(), 2);
+    for text in &configurations {
+        Config::parse(text, "obo.toml", folder.path(), &environment).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    }
+
+    let idp = Idp::start(&[&EC]).await;
+    let obo = TestObo::builder()
+        .config(&idp.table("corp", "scopes = [\"obo.use\"]\nwrite_scopes = [\"obo.write\"]"))
+        .start()
+        .await;
+    let reader = EC.token(&with(&idp.claims(&obo), "scope", "obo.use"));
+    let nothing = Answered::of(modern(&obo, "tools/list", json!({}))).await;
+    let told = [nothing, call(&obo, &reader, "Google_SendEmail").await].map(|answer| {
+        let challenge = answer.challenge.replace(&obo.base, "https://obo.example.com");
+        format!("WWW-Authenticate: {challenge}\n")
+    });
+    assert_eq!(blocks_of("docs/identity.md", "http"), told);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::support::{Browser, Mcp, TestObo, mail};
 
 mod corpus;
-mod idp;
+pub(crate) mod idp;
 mod introspection;
 mod rotation;
 
@@ -21,15 +21,15 @@ const READ: &str = "GoogleCalendar_ListEvents";
 
 /// What a request was answered with.
 #[derive(Debug)]
-struct Answered {
-    status: u16,
-    challenge: String,
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+    pub(crate) challenge: String,
     retry_after: Option<String>,
     text: String,
 }
 
 impl Answered {
-    async fn of(request: reqwest::RequestBuilder) -> Self {
+    pub(crate) async fn of(request: reqwest::RequestBuilder) -> Self {
         let answer = request.send().await.unwrap();
         let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
         Self {
@@ -46,7 +46,7 @@ fn http() -> reqwest::Client {
 }
 
 /// A message of the newest revision, as a request without a bearer.
-fn modern(obo: &TestObo, method: &str, mut params: Value) -> reqwest::RequestBuilder {
+pub(crate) fn modern(obo: &TestObo, method: &str, mut params: Value) -> reqwest::RequestBuilder {
     params["_meta"] = json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientInfo": { "name": "test", "version": "1" },
@@ -68,7 +68,7 @@ async fn list(obo: &TestObo, token: &str) -> Answered {
     Answered::of(modern(obo, "tools/list", json!({})).bearer_auth(token)).await
 }
 
-async fn call(obo: &TestObo, token: &str, tool: &str) -> Answered {
+pub(crate) async fn call(obo: &TestObo, token: &str, tool: &str) -> Answered {
     let arguments = if tool.contains("Send") { mail("bob@example.com", "x") } else { json!({}) };
     Answered::of(modern(obo, "tools/call", json!({ "name": tool, "arguments": arguments })).bearer_auth(token)).await
 }

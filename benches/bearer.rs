@@ -139,6 +139,8 @@ async fn issuer(keys: Value) -> String {
 }
 
 fn obo(folder: &std::path::Path, issuer: &str) -> App {
+    // Never opened: no bearer here is obo's own.
+    std::fs::write(folder.join("vault.key"), [7u8; 32]).unwrap();
     let text = format!(
         "[vault.key]\nsource = \"file\"\npath = \"vault.key\"\n[[identity.issuer]]\nname = \"corp\"\nissuer = \"{issuer}\"\n\
          audience = \"https://obo.example.com/mcp\"\ngroups_claim = \"groups\"\nscopes = [\"obo.use\"]\n"

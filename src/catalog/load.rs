@@ -35,7 +35,7 @@ pub struct ToolsConfig {
     /// Folders of manifests beside those compiled in: `DIR/<provider>/<tool>.toml`. A file may replace a built-in tool
     /// of the same name; a broken one that does hides it.
     pub dirs: Vec<PathBuf>,
-    /// The tools to offer: full names, or `Toolkit.*`. Default: all whose provider has a client.
+    /// The tools to offer: full names, or `Toolkit.*`. Default: all whose provider has a client, and obo's own (`Obo.*`).
     pub enable: Option<Vec<String>>,
 }
 

@@ -108,7 +108,7 @@ fn starter(key: &str) -> String {
 
 # Without this, every tool whose provider has a client is offered.
 # [tools]
-# enable = ["Google.*", "GoogleCalendar.*"]
+# enable = ["Google.*", "GoogleCalendar.*", "Obo.*"]
 
 # For `obo serve`: where it listens, and the https address that people use.
 # [server]
@@ -154,6 +154,6 @@ mod tests {
             .join("\n");
         let config = Config::parse(&uncommented, "obo.toml", folder.path(), &environment).unwrap();
         assert_eq!(config.providers.len(), 2);
-        assert_eq!(config.tools.enable.as_deref().unwrap_or_default().len(), 2);
+        assert_eq!(config.tools.enable.as_deref().unwrap_or_default().len(), 3);
     }
 }

@@ -161,6 +161,7 @@ async fn commands_are_understood_and_those_that_need_no_account_work() {
             ["init", ..] => 1,
             // Nobody has connected an account here.
             ["call", .., last] if *last != "--dry-run" => 3,
+            ["connections", "--default", _] => 1,
             _ => 0,
         };
         let result = program.run(&arguments).await;

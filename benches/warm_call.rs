@@ -199,7 +199,7 @@ async fn obo(folder: &std::path::Path, provider: &str) -> (String, String) {
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
     let text = format!(
-        "[server]\nlisten = \"{address}\"\n[vault.key]\nsource = \"file\"\npath = \"vault.key\"\n\
+        "[server]\nlisten = \"{address}\"\ncalls_per_minute = 0\n[vault.key]\nsource = \"file\"\npath = \"vault.key\"\n\
          [providers.google]\nclient_id = \"bench\"\nclient_secret = \"secret\"\norigin = \"{provider}\"\n"
     );
     let config = Config::parse(&text, "obo.toml", folder, &Environment::default()).unwrap();

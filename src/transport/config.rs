@@ -13,6 +13,7 @@ pub const MAX_CONSENT_WAIT: Duration = Duration::from_secs(50);
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8787);
 const DEFAULT_CONSENT_WAIT: Duration = Duration::from_secs(25);
+const DEFAULT_CALLS_PER_MINUTE: u32 = 600;
 
 /// `[server]`: where obo listens, and how it speaks to clients.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -33,6 +34,10 @@ pub struct Config {
     pub consent_delivery: ConsentDelivery,
     /// How long a call is held that waits for a link already given out, such as `25s`. At most `50s`; default `25s`.
     pub consent_wait: ConsentWait,
+    /// Most tool calls that one person may make in a minute, all at once or spread out; further ones fail with
+    /// `rate_limited` and say when to come back. Each process counts for itself, so behind several the limit is that
+    /// much higher. 0: no limit. Default 600.
+    pub calls_per_minute: u32,
     /// Address and port of the Prometheus metrics. Default none.
     #[schemars(with = "Option<String>")]
     pub metrics_listen: Option<SocketAddr>,
@@ -47,6 +52,7 @@ impl Default for Config {
             tool_names: ToolNames::default(),
             consent_delivery: ConsentDelivery::default(),
             consent_wait: ConsentWait(DEFAULT_CONSENT_WAIT),
+            calls_per_minute: DEFAULT_CALLS_PER_MINUTE,
             metrics_listen: None,
         }
     }
@@ -231,6 +237,7 @@ mod tests {
         assert_eq!(config.public_base(), "http://127.0.0.1:8787");
         assert_eq!(config.consent_wait.as_duration(), Duration::from_secs(25));
         assert_eq!((config.tool_names, config.consent_delivery), (ToolNames::Underscore, ConsentDelivery::Auto));
+        assert_eq!(config.calls_per_minute, 600);
     }
 
     #[test]
@@ -243,6 +250,7 @@ mod tests {
             tool_names = "dotted"
             consent_delivery = "elicit"
             consent_wait = "50s"
+            calls_per_minute = 0
             metrics_listen = "127.0.0.1:9464"
             "#,
         )
@@ -250,6 +258,7 @@ mod tests {
         assert_eq!(config.public_base(), "https://obo.example.com");
         assert_eq!((config.tool_names, config.consent_delivery), (ToolNames::Dotted, ConsentDelivery::Elicit));
         assert_eq!(config.consent_wait.as_duration(), MAX_CONSENT_WAIT);
+        assert_eq!(config.calls_per_minute, 0);
     }
 
     #[test]
@@ -260,6 +269,7 @@ mod tests {
             keys,
             [
                 "allowed_origins",
+                "calls_per_minute",
                 "consent_delivery",
                 "consent_wait",
                 "listen",
@@ -290,6 +300,7 @@ mod tests {
             ("consent_wait = \"51s\"", "\"51s\" is too long; at most \"50s\""),
             ("consent_wait = \"-1s\"", "is not a time"),
             ("consent_wait = \"soon\"", "is not a time"),
+            ("calls_per_minute = -1", "invalid value"),
             ("port = 1", "unknown field `port`"),
         ] {
             let error = parse(text).unwrap_err();

@@ -19,7 +19,7 @@ use super::delivery::{CONSENT_KEY_PREFIX, Recipient, deliver};
 use super::{Caller as _, Listing, Service, Settings};
 use crate::call::{Outcome, Request, Resume};
 use crate::catalog::Effect;
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::identity::{Credential, IdentityError};
 
 /// How long clients may keep the tool list, in milliseconds (2026-07-28, Caching). Policies and catalogs change.
@@ -79,7 +79,7 @@ impl<S> Clone for Mcp<S> {
 
 impl<S: Service> Mcp<S> {
     pub(super) fn new(service: Arc<S>, who: Who, settings: Settings) -> Self {
-        Self { service, who, settings, newest: ProtocolVersion::LATEST, calls: Arc::default() }
+        Self { service, who, settings, newest: ProtocolVersion::LATEST, calls: Calls::new(settings.calls_per_minute) }
     }
 
     /// Speaks the revisions that have an `initialize` handshake only.
@@ -111,9 +111,12 @@ impl<S: Service> Mcp<S> {
     /// Makes a call in a task of its own: it ends as it would have when nobody waits for it any more, and a defect in
     /// it is an answer rather than silence.
     async fn carry(&self, caller: S::Caller, request: Request) -> Outcome {
-        let Some(under_way) = self.calls.begin(caller.person()) else {
-            let text = "too many calls of this user are under way; wait for some of them to end";
-            return Outcome::Failed(Failure::new(Code::RateLimited, text));
+        let under_way = match self.calls.begin(caller.person()) {
+            Ok(under_way) => under_way,
+            Err(too_many) => {
+                tracing::warn!(user = caller.person().user.as_str(), ?too_many, "call.refused");
+                return Outcome::Failed(too_many.into());
+            }
         };
         let service = self.service.clone();
         let call = tokio::spawn(async move {

@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::TestObo;
 use crate::support::mcp::{code_of, link_of};
+use crate::support::{Mcp, TestObo};
 
 /// The status of a request written by hand; its body never arrives.
 async fn status_of(obo: &TestObo, token: Option<&str>, length: &str) -> u16 {
@@ -102,4 +102,33 @@ async fn t21_arguments_too_deep_or_too_many_cost_a_line_at_most() {
     let after = obo.app.audit.read(|_| true).await.unwrap();
     assert!(after.len() <= before + 2, "{after:?}");
     assert!(obo.provider.log().is_empty());
+}
+
+#[tokio::test]
+async fn t21_one_persons_calls_are_limited_and_nobody_elses() {
+    let obo = TestObo::builder().config("[server]\nconsent_wait = \"0s\"\ncalls_per_minute = 3").start().await;
+    let (alice, bob) = (obo.client("alice").await, obo.client("bob").await);
+    let list = async |who: &Mcp| who.call("GoogleCalendar_ListEvents", json!({})).await;
+    for _ in 0..3 {
+        assert_eq!(code_of(&list(&alice).await), None);
+    }
+    let records = async || obo.app.audit.read(|_| true).await.unwrap().len();
+    let before = records().await;
+    // Whatever the tool, and whether or not there is one: it is the person who is counted.
+    for tool in ["GoogleCalendar_ListEvents", "Slack_ListChannels", "nothing"] {
+        let refused = alice.call(tool, json!({})).await;
+        let error = &refused["_meta"]["obo/error"];
+        assert_eq!((&error["code"], &error["can_retry"]), (&json!("rate_limited"), &json!(true)), "{refused}");
+        let wait = error["retry_after_ms"].as_u64().unwrap();
+        assert!((1..=20_000).contains(&wait), "{wait}");
+    }
+    assert_eq!(records().await, before, "what is refused this early costs no record");
+    assert!(alice.request("tools/list", json!({})).await["result"]["tools"].is_array(), "only calls are counted");
+    assert_eq!(code_of(&list(&bob).await), None);
+
+    let unlimited = TestObo::builder().config("[server]\nconsent_wait = \"0s\"\ncalls_per_minute = 0").start().await;
+    let alice = unlimited.client("alice").await;
+    for _ in 0..20 {
+        assert_eq!(code_of(&list(&alice).await), None);
+    }
 }

@@ -91,11 +91,20 @@ impl Pages {
     fn cookie_of(&self, headers: &HeaderMap) -> Option<BrowserCookie> {
         let name = self.cookie_name();
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-        cookies
+        let mut ours = cookies
             .flat_map(|line| line.split(';'))
             .filter_map(|pair| pair.trim().split_once('='))
-            .find(|(key, _)| *key == name)
-            .and_then(|(_, value)| value.parse().ok())
+            .filter(|(key, _)| *key == name);
+        match (ours.next(), ours.next()) {
+            (Some((_, value)), None) => value.parse().ok(),
+            // We set one, under one path. Of two, one was planted by somebody who can write cookies for this host, and
+            // nothing says which (RFC 6265 §8.6): taking the wrong one would connect this person's account to theirs.
+            (Some(_), Some(_)) => {
+                tracing::warn!("a browser brought two cookies of our name; somebody may have planted one");
+                None
+            }
+            (None, _) => None,
+        }
     }
 
     fn set_cookie(&self, response: &mut Response, cookie: &BrowserCookie) {

@@ -413,3 +413,23 @@ async fn one_person_has_at_most_twenty_open_links() {
     obo.clock.advance(Duration::from_secs(601));
     assert!(link_of(&alice.call(SEND, mail("bob@example.com", "x")).await).is_some());
 }
+
+#[tokio::test]
+async fn t2_of_two_cookies_neither_counts() {
+    let obo = TestObo::start().await;
+    let (_, link) = asked(&obo, "mallory").await;
+    let mut mallorys = Browser::new();
+    let forwarded = obo.press(&mut mallorys, &link, "mallory").await;
+    // Mallory plants a cookie beside Alice's own, and leads Alice to the provider.
+    let back = obo.provider.consent(&forwarded, "alice@example.com").await.unwrap();
+    let (_, alices_link) = asked(&obo, "alice").await;
+    let mut alices = Browser::new();
+    obo.press(&mut alices, &alices_link, "alice").await;
+    let (name, own) = alices.cookies.iter().next().map(|(k, v)| (k.clone(), v.clone())).unwrap();
+    let planted = mallorys.cookies[&name].clone();
+    for both in [format!("{planted}; {name}={own}"), format!("{own}; {name}={planted}")] {
+        alices.cookies.insert(name.clone(), both);
+        assert_eq!(alices.get(&back).await.status, 403);
+    }
+    assert_eq!(obo.provider.token_requests(), 0);
+}

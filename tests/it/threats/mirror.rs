@@ -178,7 +178,7 @@ headers.prefer = ".prefer"
         let mut builder = TestObo::builder().config(&format!(
             "[providers.mirror]\nclient_id = \"obo\"\nclient_secret = \"a secret of the mirror's client\"\n\
              [network]\nallow_private = [\"127.0.0.1:{port}\"]\n\
-             [server]\nconsent_wait = \"0s\""
+             [server]\nconsent_wait = \"0s\"\ncalls_per_minute = 0"
         ));
         for (file, manifest) in self.manifests() {
             builder = builder.tool(&file, &manifest);

@@ -105,6 +105,8 @@ pub enum Returned {
         provider_name: String,
         /// What the person may read.
         message: String,
+        /// Whether the answer itself was no good; else the provider did not do its part.
+        bad_answer: bool,
     },
     /// The application must say whose browser it is: the browser goes there, with the flow id that only it was given.
     AtApplication(Url),
@@ -203,13 +205,13 @@ impl Consent {
         if let Err(cause) = check_issuer(&provider, query.iss.as_deref()) {
             tracing::warn!(provider = provider_id, cause, "an authorization answer names another issuer");
             let message = "the answer did not come from the provider it should have come from".to_owned();
-            return self.reopen(flow, &provider, message, "consent.issuer_mismatch").await;
+            return self.reopen(flow, &provider, message, true, "consent.issuer_mismatch").await;
         }
         match query.answer {
             Err(error) if error == "access_denied" => self.decline(flow, &provider).await,
             Err(error) => {
                 let message = format!("{} answered: {error}", provider.name);
-                self.reopen(flow, &provider, message, "consent.refused").await
+                self.reopen(flow, &provider, message, true, "consent.refused").await
             }
             Ok(code) => {
                 let redeemable = Redeemable {
@@ -242,6 +244,7 @@ impl Consent {
         mut flow: Flow,
         provider: &Provider,
         message: String,
+        bad_answer: bool,
         what: &str,
     ) -> Result<Returned, Failure> {
         flow.stage = Stage::Open;
@@ -251,7 +254,7 @@ impl Consent {
             Err(error) => return Err(flow::unavailable(error)),
         }
         self.note(&flow, None, what, Some(Code::ProviderError)).await;
-        Ok(Returned::Failed { flow: flow.id, provider_name: provider.name.clone(), message })
+        Ok(Returned::Failed { flow: flow.id, provider_name: provider.name.clone(), message, bad_answer })
     }
 
     /// Exchanges a code, of any number of callers once.
@@ -289,14 +292,18 @@ impl Consent {
                 .vault
                 .deposit(&flow.need.person, &provider, account, answer, &asked)
                 .await
-                .map_err(|failure| (failure.message.clone(), failure.to_string())),
-            Err(error) => Err((in_words(&provider, &error), error.to_string())),
+                .map_err(|failure| (failure.message.clone(), false, failure.to_string())),
+            // The code was used up, is another client's, or belongs to another link: PKCE shows that.
+            Err(error) => {
+                let bad_answer = matches!(error, OauthError::InvalidGrant(_));
+                Err((in_words(&provider, &error), bad_answer, error.to_string()))
+            }
         };
         let grant = match granted {
             Ok(grant) => grant,
-            Err((message, cause)) => {
+            Err((message, bad_answer, cause)) => {
                 tracing::warn!(provider = %provider.id, cause, "a code could not be exchanged");
-                return self.reopen(flow, &provider, message, "consent.exchange_failed").await;
+                return self.reopen(flow, &provider, message, bad_answer, "consent.exchange_failed").await;
             }
         };
 

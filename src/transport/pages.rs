@@ -366,8 +366,8 @@ async fn render_returned(pages: &Pages, cookie: &BrowserCookie, returned: Return
             &format!("You did not allow access, so {provider_name} was not connected. You can close this page."),
             None,
         ),
-        Returned::Failed { flow, provider_name, message: text } => message(
-            StatusCode::BAD_GATEWAY,
+        Returned::Failed { flow, provider_name, message: text, bad_answer } => message(
+            if bad_answer { StatusCode::BAD_REQUEST } else { StatusCode::BAD_GATEWAY },
             "bad",
             &format!("{provider_name} could not be connected"),
             &format!("{text}. Nothing was kept; you can try again."),

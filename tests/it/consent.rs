@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::provider::{Fault, Gate, Iss};
+use crate::provider::{Fault, Gate, Iss, TokenKind};
 use crate::support::mcp::{code_of, link_of, value_of};
 use crate::support::{Browser, TestObo, mail};
 
@@ -257,7 +257,7 @@ async fn t4_an_answer_that_names_another_issuer_is_refused() {
     let mut browser = Browser::new();
     let forwarded = obo.press(&mut browser, &link, "alice").await;
     let back = obo.provider.consent(&forwarded, "alice@example.com").await.unwrap();
-    assert_eq!(browser.get(&back).await.status, 502);
+    assert_eq!(browser.get(&back).await.status, 400);
     assert_eq!(obo.provider.token_requests(), 0);
     assert_eq!(browser.get(&link).await.status, 200, "the button may be pressed again");
 }
@@ -432,4 +432,30 @@ async fn t2_of_two_cookies_neither_counts() {
         assert_eq!(alices.get(&back).await.status, 403);
     }
     assert_eq!(obo.provider.token_requests(), 0);
+}
+
+#[tokio::test]
+async fn t6_the_code_of_one_link_is_refused_under_the_state_of_another() {
+    let obo = TestObo::start().await;
+    let (mut backs, mut browsers) = (Vec::new(), Vec::new());
+    for user in ["alice", "mallory"] {
+        let (_, link) = asked(&obo, user).await;
+        let mut browser = Browser::new();
+        let forwarded = obo.press(&mut browser, &link, user).await;
+        backs.push(obo.provider.consent(&forwarded, "alice@example.com").await.unwrap());
+        browsers.push((browser, link));
+    }
+    // Mallory has come by Alice's code.
+    let of = |back: &str, name: &str| {
+        let url = url::Url::parse(back).unwrap();
+        url.query_pairs().find(|(key, _)| key == name).unwrap().1.into_owned()
+    };
+    let mut injected = url::Url::parse(&backs[1]).unwrap();
+    let (code, state) = (of(&backs[0], "code"), of(&backs[1], "state"));
+    injected.query_pairs_mut().clear().append_pair("code", &code).append_pair("state", &state);
+    let (mallorys, link) = &mut browsers[1];
+    let page = mallorys.get(injected.as_str()).await;
+    assert_eq!(page.status, 400, "{}", page.text);
+    assert!(obo.provider.tokens().iter().all(|token| token.kind == TokenKind::Code), "no token was issued");
+    assert_eq!(mallorys.get(link).await.status, 200, "the button may be pressed again");
 }

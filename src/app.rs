@@ -152,6 +152,7 @@ impl App {
             consent,
             vault,
             executor: Executor::new(egress),
+            calls_per_minute: config.server.calls_per_minute,
         });
         Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, proof })
     }

@@ -20,6 +20,10 @@ use crate::policy::{ApiPermit, OwnPermit, Policy, Recorded, Work};
 use crate::secret::AccessToken;
 use crate::vault::{Grant, TokenError, Vault};
 
+mod limits;
+
+use limits::Calls;
+
 /// What is asked for.
 #[derive(Clone)]
 pub struct Request {
@@ -74,12 +78,15 @@ pub struct Stages {
     pub vault: Vault,
     /// The provider.
     pub executor: Executor,
+    /// Most calls of one person in a minute; 0: any number.
+    pub calls_per_minute: u32,
 }
 
 /// obo: the stages of a call, put together. Cheap to clone.
 #[derive(Clone)]
 pub struct Obo {
     stages: Arc<Stages>,
+    limits: Arc<Calls>,
     under_way: TaskTracker,
 }
 
@@ -94,13 +101,22 @@ enum Stop {
 impl Obo {
     /// Puts the stages together.
     pub fn new(stages: Stages) -> Self {
-        Self { stages: Arc::new(stages), under_way: TaskTracker::new() }
+        let limits = Calls::new(stages.calls_per_minute);
+        Self { stages: Arc::new(stages), limits, under_way: TaskTracker::new() }
     }
 
     /// Makes a call. It is carried to its end, audit included, even when the caller goes away.
     pub async fn call(&self, subject: &Subject, request: Request) -> Outcome {
+        let call = match self.limits.begin(subject.person()) {
+            Ok(call) => call,
+            Err(too_many) => {
+                tracing::warn!(user = subject.person().user.as_str(), ?too_many, "call.refused");
+                return Outcome::Failed(too_many.into());
+            }
+        };
         let (this, subject) = (self.clone(), subject.clone());
         let task = self.under_way.spawn(async move {
+            let _call = call;
             let name = request.tool.clone();
             let result = this.stages(&subject, request).await;
             log(&subject, &name, &result);

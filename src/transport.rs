@@ -22,7 +22,6 @@ use crate::identity::{Credential, IdentityError, Lacking, Subject};
 use crate::policy;
 use crate::vault::Grant;
 
-mod calls;
 pub mod config;
 pub mod delivery;
 mod drain;
@@ -153,23 +152,17 @@ impl From<&Tool> for Listing {
     }
 }
 
-/// The settings that change what clients see, and how much they may do.
+/// The settings that change what clients see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Settings {
     /// How `tools/list` spells names.
     pub tool_names: ToolNames,
     /// What a call that needs consent returns.
     pub consent_delivery: ConsentDelivery,
-    /// Most tool calls of one person in a minute; 0: any number.
-    pub calls_per_minute: u32,
 }
 
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
-        Self {
-            tool_names: config.tool_names,
-            consent_delivery: config.consent_delivery,
-            calls_per_minute: config.calls_per_minute,
-        }
+        Self { tool_names: config.tool_names, consent_delivery: config.consent_delivery }
     }
 }

@@ -448,6 +448,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_tenant_makes_so_many_links_in_ten_minutes_and_another_its_own() {
+        let makers = Makers::new();
+        let [acme, globex]: [TenantId; 2] = ["acme", "globex"].map(|name| name.parse().unwrap());
+        let now: Timestamp = "2026-11-24T08:00:00Z".parse().unwrap();
+        assert!((0..MAX_NEW_PER_TENANT).all(|_| makers.count(&acme, now)));
+        assert!(!makers.count(&acme, now));
+        assert!(makers.count(&globex, now));
+        assert!(!makers.count(&acme, later(now, FLOW_TTL - Duration::from_secs(1))));
+        assert!(makers.count(&acme, later(now, FLOW_TTL)));
+        assert_eq!(makers.made.lock().unwrap().len(), 1, "who makes none any more is forgotten");
+    }
+
+    #[test]
     fn flow_ids_are_long_random_and_strictly_read() {
         let id = FlowId::new();
         assert_eq!(id.as_str().parse::<FlowId>().unwrap(), id);

@@ -13,10 +13,9 @@ use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use serde_json::Value;
 
-use super::calls::Calls;
 use super::config::ToolNames;
 use super::delivery::{CONSENT_KEY_PREFIX, Recipient, deliver};
-use super::{Caller as _, Listing, Service, Settings};
+use super::{Listing, Service, Settings};
 use crate::call::{Outcome, Request, Resume};
 use crate::catalog::Effect;
 use crate::failure::Failure;
@@ -53,7 +52,6 @@ pub(super) struct Mcp<S> {
     who: Who,
     settings: Settings,
     newest: ProtocolVersion,
-    calls: Arc<Calls>,
 }
 
 /// Where a request's caller comes from.
@@ -72,14 +70,13 @@ impl<S> Clone for Mcp<S> {
             who: self.who.clone(),
             settings: self.settings,
             newest: self.newest.clone(),
-            calls: self.calls.clone(),
         }
     }
 }
 
 impl<S: Service> Mcp<S> {
     pub(super) fn new(service: Arc<S>, who: Who, settings: Settings) -> Self {
-        Self { service, who, settings, newest: ProtocolVersion::LATEST, calls: Calls::new(settings.calls_per_minute) }
+        Self { service, who, settings, newest: ProtocolVersion::LATEST }
     }
 
     /// Speaks the revisions that have an `initialize` handshake only.
@@ -111,18 +108,8 @@ impl<S: Service> Mcp<S> {
     /// Makes a call in a task of its own: it ends as it would have when nobody waits for it any more, and a defect in
     /// it is an answer rather than silence.
     async fn carry(&self, caller: S::Caller, request: Request) -> Outcome {
-        let under_way = match self.calls.begin(caller.person()) {
-            Ok(under_way) => under_way,
-            Err(too_many) => {
-                tracing::warn!(user = caller.person().user.as_str(), ?too_many, "call.refused");
-                return Outcome::Failed(too_many.into());
-            }
-        };
         let service = self.service.clone();
-        let call = tokio::spawn(async move {
-            let _under_way = under_way;
-            service.call(&caller, request).await
-        });
+        let call = tokio::spawn(async move { service.call(&caller, request).await });
         call.await.unwrap_or_else(|error| {
             // Whether it panicked, not with what: a panic's text may quote anything.
             tracing::error!(panicked = error.is_panic(), "call.broke_off");

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::rest::application;
-use crate::support::{Browser, Rest, TestObo};
+use crate::support::{Browser, Mcp, Rest, TestObo};
 
 const VERIFIER: &str = "user_verifier_url = \"http://127.0.0.1:9/verify\"";
 const SEND: &str = "Google.SendEmail";
@@ -140,4 +140,22 @@ async fn what_is_wrong_with_a_request_is_said() {
     for bad in ["", "x", "AAAA", "bnVsbA", &"A".repeat(5000)] {
         assert_eq!(shop.delete(&format!("/v1/admin/user_connections/{bad}")).await, 404, "{bad}");
     }
+}
+
+#[tokio::test]
+async fn t21_calls_over_rest_are_limited_like_all_others() {
+    let config =
+        format!("[server]\ncalls_per_minute = 2\nconsent_wait = \"0s\"\n{}", application("shop", "acme", VERIFIER));
+    let obo = TestObo::builder().config(&config).start().await;
+    let shop = Rest::of(&obo.base, "shop");
+    let kind = async |user: &str| {
+        let (_, answer) = shop.post("/v1/tools/execute", &send(user)).await;
+        answer["output"]["error"]["kind"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(kind("u1").await, "TOOL_REQUIREMENTS_NOT_MET");
+    assert_eq!(kind("u2").await, "TOOL_REQUIREMENTS_NOT_MET");
+    let over_mcp = Mcp::new(&obo.base, Some("shop-key".to_owned())).for_user("u1");
+    over_mcp.call("Slack_ListChannels", json!({})).await;
+    assert_eq!(kind("u1").await, "UPSTREAM_RUNTIME_RATE_LIMIT");
+    assert_eq!(kind("u2").await, "TOOL_REQUIREMENTS_NOT_MET");
 }

@@ -210,25 +210,6 @@ async fn a_withdrawn_call_is_not_answered_and_the_end_does_not_wait_for_it() {
 }
 
 #[tokio::test]
-async fn calls_go_on_without_their_client_and_count_until_they_end() {
-    let mut client = Client::start();
-    client.ask(initialize("2025-11-25", json!({}))).await;
-    let echo = |id| request(id, "tools/call", json!({"name": "Test_Echo"}));
-    for id in 1..=256 {
-        client.send(request(id, "tools/call", json!({"name": "Test_Wait"}))).await;
-        client.fake.has_begun().await;
-        client.send(json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}})).await;
-    }
-    let refused = client.ask(echo(300)).await;
-    assert_eq!(refused["result"]["_meta"]["obo/error"], json!({"code": "rate_limited", "can_retry": true}));
-    client.fake.release.add_permits(256);
-    let mut id = 301;
-    while client.ask(echo(id)).await["result"]["isError"] == true {
-        id += 1;
-    }
-}
-
-#[tokio::test]
 async fn a_defect_is_an_answer() {
     let mut client = Client::start();
     client.ask(initialize("2025-11-25", json!({}))).await;

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::provider::{Fault, Gate};
 use crate::support::mcp::{code_of, link_of};
 use crate::support::{Mcp, TestObo};
 
@@ -131,4 +132,30 @@ async fn t21_one_persons_calls_are_limited_and_nobody_elses() {
     for _ in 0..20 {
         assert_eq!(code_of(&list(&alice).await), None);
     }
+}
+
+#[tokio::test]
+async fn t21_calls_count_until_they_end_also_without_their_client() {
+    const MOST: usize = 256;
+    let obo = TestObo::builder().config("[server]\nconsent_wait = \"0s\"\ncalls_per_minute = 0").start().await;
+    obo.connect("alice", "alice@example.com", "GoogleCalendar_ListEvents", json!({})).await;
+    let (alice, bob) = (obo.client("alice").await, obo.client("bob").await);
+    let gate = Gate::new();
+    obo.provider.fault("/calendar/v3/*", MOST, Fault::Hold(gate.clone()));
+    let calls: Vec<_> = (0..MOST)
+        .map(|_| {
+            let alice = alice.clone();
+            tokio::spawn(async move { alice.call("GoogleCalendar_ListEvents", json!({})).await })
+        })
+        .collect();
+    gate.arrived(MOST).await;
+    // The clients go away; the calls do not.
+    for call in calls {
+        call.abort();
+    }
+    let refused = alice.call("GoogleCalendar_ListEvents", json!({})).await;
+    assert_eq!(code_of(&refused).as_deref(), Some("rate_limited"), "{refused}");
+    assert!(link_of(&bob.call("GoogleCalendar_ListEvents", json!({})).await).is_some());
+    gate.open();
+    while code_of(&alice.call("GoogleCalendar_ListEvents", json!({})).await).is_some() {}
 }

@@ -1,5 +1,6 @@
 //! Files that follow from the code: they are compared here, and written anew with `UPDATE_SCHEMAS=1 cargo test`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -95,6 +96,31 @@ fn the_errors_are_all_explained() {
             _ => {}
         }
     }
+}
+
+/// Every name that code gives to what happened is explained in docs/audit.md, and nothing else is.
+#[test]
+fn the_notes_of_the_audit_are_all_explained() {
+    let page = fs::read_to_string(root().join("docs/audit.md")).unwrap();
+    let explained: BTreeSet<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(note, _)| note.to_owned())
+        .collect();
+    let note = |text: &str| {
+        let name = text.split([' ', ':']).next().unwrap_or_default();
+        let (kind, what) = name.split_once('.')?;
+        let known = matches!(kind, "consent" | "disconnect" | "refresh" | "leak" | "audit" | "token" | "application");
+        let plain = !what.is_empty() && what.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        (known && plain).then(|| name.to_owned())
+    };
+    let mut given = BTreeSet::from(["disconnect".to_owned()]);
+    for file in files_in(&root().join("src")).into_iter().filter(|file| file.extension().is_some_and(|e| e == "rs")) {
+        let text = fs::read_to_string(file).unwrap();
+        given.extend(text.split('"').filter_map(note));
+    }
+    assert!(given.len() > 20, "the search finds what it looks for: {given:?}");
+    assert_eq!(given, explained);
 }
 
 #[test]

@@ -309,6 +309,7 @@ impl Obo {
         self.under_way.close();
         let all = async {
             self.under_way.wait().await;
+            self.stages.identity.drain(within).await;
             self.stages.consent.drain(within).await;
             self.stages.vault.drain(within).await;
             self.stages.audit.drain(within).await;

@@ -13,6 +13,7 @@ use crate::id::{Person, Source, TenantId, UserId};
 use crate::identity::os_user_name;
 use crate::keys::KeyError;
 
+mod app;
 mod audit;
 mod call;
 mod connect;
@@ -92,6 +93,9 @@ enum Command {
     /// Access tokens issued by obo, for machines without an identity provider
     #[command(subcommand)]
     Token(token::Token),
+    /// Keys for trusted applications, which name the user themselves
+    #[command(subcommand)]
+    App(app::Applications),
     /// Who did what
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -270,6 +274,7 @@ impl Cli {
             Command::Tools(command) => command.run(global),
             Command::Providers(command) => command.run(global),
             Command::Token(command) => command.run(global).await,
+            Command::App(command) => command.run(global).await,
             Command::Audit(command) => command.run(global).await,
             Command::Init(command) => command.run(global).await,
         }

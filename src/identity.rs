@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use url::Url;
@@ -310,6 +311,11 @@ impl Identity {
     /// Trusted applications.
     pub fn applications(&self) -> &application::Applications {
         &self.applications
+    }
+
+    /// Waits for what is written down on the side, at most `within`. For shutdown.
+    pub async fn drain(&self, within: Duration) {
+        self.applications.drain(within).await;
     }
 
     /// The configured issuers: for the RFC 9728 document, and for signing in on the consent pages.

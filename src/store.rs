@@ -33,6 +33,8 @@ pub enum Table {
     AuditHead = 9,
     /// A sign-in under way at an identity provider.
     Login = 10,
+    /// When a trusted application was last seen.
+    ApplicationUse = 11,
 }
 
 /// The key of a record: a hash, so that it tells nothing about what it names.

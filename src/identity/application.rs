@@ -2,19 +2,23 @@
 //!
 //! Their keys come from obo.toml (as SHA-256) or from `obo app add`. The latter are
 //! `oboapp_NAME_` and 43 characters of base64url; the name finds the record, whose sealed body has the key's SHA-256.
+//! When an application was last seen stands in a record of its own: noting it can never bring an old key back.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
+use subtle::{Choice, ConstantTimeEq as _};
+use tokio_util::task::TaskTracker;
 use url::Url;
 
 use super::{Authenticate, Credential, IdentityError, Subject, Via, store_failure};
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, later};
 use crate::egress;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source, TenantId, UserId};
@@ -30,6 +34,15 @@ const SECRET_CHARS: usize = 43;
 
 /// Most applications that `obo app add` keeps.
 const MAX_APPLICATIONS: usize = 1000;
+
+/// Longest that an old key stays good beside the one that replaced it.
+pub const MAX_KEEP_OLD: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How often it is written down that an application was seen, at most, by one process.
+const NOTE_USE_EVERY: Duration = Duration::from_secs(5 * 60);
+
+/// How often a change is tried again that met another one.
+const MAX_TRIES: usize = 8;
 
 /// `[[identity.application]]` of obo.toml.
 #[derive(Clone, Deserialize, schemars::JsonSchema)]
@@ -132,6 +145,44 @@ pub struct Applications {
     store: Arc<dyn Store>,
     keys: Keys,
     clock: SharedClock,
+    uses: Arc<Uses>,
+}
+
+/// Which uses this process has written down.
+#[derive(Default)]
+struct Uses {
+    /// When, by name. Only applications that showed their key are in it.
+    noted: Mutex<BTreeMap<String, Timestamp>>,
+    under_way: TaskTracker,
+}
+
+impl Uses {
+    /// Whether this one should be written down; then the next ones should not.
+    fn is_due(&self, name: &str, now: Timestamp) -> bool {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = noted.get(name).is_none_or(|last| later(*last, NOTE_USE_EVERY) <= now);
+        if due {
+            noted.insert(name.to_owned(), now);
+        }
+        due
+    }
+}
+
+/// An application as the operator sees it.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// The application.
+    pub application: Application,
+    /// Whether it stands in obo.toml, which then has its key.
+    pub configured: bool,
+    /// Whether obo.toml has taken its name: then its key is refused.
+    pub hidden: bool,
+    /// When it was added; none for those of obo.toml.
+    pub created_at: Option<Timestamp>,
+    /// Until when the key before the newest is good; none: it is not.
+    pub old_key_until: Option<Timestamp>,
+    /// When it was last seen, give or take some minutes.
+    pub last_used_at: Option<Timestamp>,
 }
 
 /// The sealed body of a record.
@@ -142,6 +193,35 @@ struct Body {
     may_read_tokens: bool,
     key_sha256: [u8; 32],
     created_at: Timestamp,
+    /// The key before this one, while it is good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    old_key: Option<OldKey>,
+}
+
+/// A key that was replaced.
+#[derive(Serialize, Deserialize)]
+struct OldKey {
+    sha256: [u8; 32],
+    until: Timestamp,
+}
+
+/// The sealed body of the record that says when an application was last seen.
+#[derive(Serialize, Deserialize)]
+struct LastUse {
+    at: Timestamp,
+}
+
+impl Body {
+    /// Whether a key of this hash is good now. Both are compared, whichever it is.
+    fn has_key(&self, hash: &[u8; 32], now: Timestamp) -> bool {
+        let newest = self.key_sha256.ct_eq(hash);
+        let old = self.old_key(now).map_or(Choice::from(0), |old| old.sha256.ct_eq(hash));
+        bool::from(newest | old)
+    }
+
+    fn old_key(&self, now: Timestamp) -> Option<&OldKey> {
+        self.old_key.as_ref().filter(|old| now < old.until)
+    }
 }
 
 /// Checks what serde cannot.
@@ -198,7 +278,7 @@ impl Applications {
             };
             Some((decode_hash(&config.key_sha256)?, application))
         });
-        Self { configured: Arc::new(configured.collect()), store, keys, clock }
+        Self { configured: Arc::new(configured.collect()), store, keys, clock, uses: Arc::default() }
     }
 
     /// The application of obo.toml whose users have this source and tenant.
@@ -207,8 +287,14 @@ impl Applications {
         self.configured.iter().map(|(_, application)| application).find(fits)
     }
 
-    /// Finds the application that a key belongs to.
+    /// Finds the application that a key belongs to, and notes that it was seen.
     pub(super) async fn find(&self, key: &Secret) -> Result<Application, IdentityError> {
+        let application = self.look_up(key).await?;
+        self.note_use(&application.name);
+        Ok(application)
+    }
+
+    async fn look_up(&self, key: &Secret) -> Result<Application, IdentityError> {
         let hash = digest(key);
         // All are compared, each in constant time: which one it is cannot be told by how long it took.
         let mut found = None;
@@ -223,18 +309,50 @@ impl Applications {
         let unknown = || IdentityError::invalid("a key that belongs to no application");
         let name = name_in_key(key.expose()).ok_or_else(unknown)?;
         // obo.toml may have taken the name later. Two applications with one source would share their users.
-        if self.configured.iter().any(|(_, application)| application.name == name) {
+        if self.is_configured(name) {
             return Err(IdentityError::invalid(format!(
                 "the key of an older application {name}; obo.toml has the name"
             )));
         }
         let keys = self.keys.open().await?;
         let record = self.store.get(Table::Application, &record_key(&keys, name)).await?.ok_or_else(unknown)?;
-        let body = open(&keys, &record).await?;
-        if body.name != name || !bool::from(body.key_sha256.ct_eq(&hash)) {
+        let body: Body = open(&keys, &record).await?;
+        if body.name != name || !body.has_key(&hash, self.clock.now()) {
             return Err(unknown());
         }
-        application(body).ok_or_else(unknown)
+        application(&body).ok_or_else(unknown)
+    }
+
+    /// Writes down that an application was seen: rarely, and while nobody waits for it.
+    fn note_use(&self, name: &str) {
+        let now = self.clock.now();
+        // Nothing that only notes may be what asks for the vault's passphrase.
+        if !self.keys.is_open() || !self.uses.is_due(name, now) {
+            return;
+        }
+        let (this, name) = (self.clone(), name.to_owned());
+        self.uses.under_way.spawn(async move {
+            if let Err(failure) = this.write_use(&name, now).await {
+                tracing::warn!(cause = failure.cause, "when an application was last seen could not be written down");
+            }
+        });
+    }
+
+    async fn write_use(&self, name: &str, at: Timestamp) -> Result<(), Failure> {
+        let keys = self.keys.open().await?;
+        let key = use_key(&keys, name);
+        let record = seal(&keys, Table::ApplicationUse, key, &LastUse { at }, 0).await?;
+        self.store.apply(vec![Write::Put(record)]).await.map_err(store_failure)
+    }
+
+    /// Waits for notes under way, at most `within`. For shutdown.
+    pub(super) async fn drain(&self, within: Duration) {
+        self.uses.under_way.close();
+        let _ = tokio::time::timeout(within, self.uses.under_way.wait()).await;
+    }
+
+    fn is_configured(&self, name: &str) -> bool {
+        self.configured.iter().any(|(_, application)| application.name == name)
     }
 
     /// Adds an application and returns its key, which is kept nowhere.
@@ -245,7 +363,7 @@ impl Applications {
         let wrong = |message: String| Failure::new(Code::InvalidArguments, message);
         Source::application(name).map_err(|error| wrong(error.to_string()))?;
         let taken = || wrong(format!("an application named {name} exists; choose another name, or rotate its key"));
-        if self.configured.iter().any(|(_, application)| application.name == name) {
+        if self.is_configured(name) {
             return Err(taken());
         }
         let keys = self.keys.open().await?;
@@ -259,68 +377,122 @@ impl Applications {
             may_read_tokens,
             key_sha256: digest(&key),
             created_at: self.clock.now(),
+            old_key: None,
         };
-        match self.store.apply(vec![Write::Insert(seal(&keys, &body, 0).await?)]).await {
+        match self.store.apply(vec![Write::Insert(seal_body(&keys, &body, 0).await?)]).await {
             Ok(()) => Ok(key),
             Err(StoreError::Conflict) => Err(taken()),
             Err(error) => Err(store_failure(error)),
         }
     }
 
-    /// Gives an application of [`Applications::add`] a new key. The old one is refused from now on.
+    /// Gives an application of [`Applications::add`] a new key. The one before it stays good for `keep_old`, so that
+    /// whoever has it can change over without a gap; one that was replaced earlier is refused from now on.
     ///
     /// # Errors
-    /// `not_found`; `vault_unavailable`.
-    pub async fn rotate(&self, name: &str) -> Result<Secret, Failure> {
+    /// `not_found`; `invalid_arguments`: the key stands in obo.toml, or `keep_old` is longer than [`MAX_KEEP_OLD`];
+    /// `vault_unavailable`.
+    pub async fn rotate(&self, name: &str, keep_old: Duration) -> Result<Secret, Failure> {
+        if keep_old > MAX_KEEP_OLD {
+            let days = MAX_KEEP_OLD.as_secs() / 86_400;
+            return Err(Failure::new(Code::InvalidArguments, format!("an old key is kept for {days}d at most")));
+        }
+        if self.is_configured(name) {
+            return Err(stands_in_config(name));
+        }
         let keys = self.keys.open().await?;
         let record = self.record(&keys, name).await?;
+        let body: Body = open(&keys, &record).await?;
         let key = new_key(name);
-        let body = Body { key_sha256: digest(&key), ..open(&keys, &record).await? };
-        let write = Write::Replace(seal(&keys, &body, record.generation).await?);
-        self.store.apply(vec![write]).await.map_err(store_failure)?;
-        Ok(key)
+        let until = later(self.clock.now(), keep_old);
+        let old_key = (!keep_old.is_zero()).then_some(OldKey { sha256: body.key_sha256, until });
+        let body = Body { key_sha256: digest(&key), old_key, ..body };
+        let write = Write::Replace(seal_body(&keys, &body, record.generation).await?);
+        match self.store.apply(vec![write]).await {
+            Ok(()) => Ok(key),
+            // The other one's key must not be ended by somebody who has not seen it.
+            Err(StoreError::Conflict) => Err(Failure::new(
+                Code::InvalidArguments,
+                format!("the application {name} was changed by somebody else just now; look at `obo app list`"),
+            )),
+            Err(error) => Err(store_failure(error)),
+        }
     }
 
-    /// Removes an application of [`Applications::add`]. Its key is refused from now on; its users' connections stay.
+    /// Removes an application of [`Applications::add`]. Its keys are refused from now on; its users' connections stay.
     ///
     /// # Errors
-    /// `not_found`; `vault_unavailable`.
+    /// `not_found`; `invalid_arguments`: it stands in obo.toml; `vault_unavailable`.
     pub async fn remove(&self, name: &str) -> Result<(), Failure> {
         let keys = self.keys.open().await?;
-        let record = self.record(&keys, name).await?;
-        let write = Write::Delete { table: Table::Application, key: record.key, generation: record.generation };
-        self.store.apply(vec![write]).await.map_err(store_failure)
+        // A conflict means that it was rotated, or seen, in the meantime: it goes all the same.
+        for _ in 0..MAX_TRIES {
+            let record = self.record(&keys, name).await?;
+            let seen = self.store.get(Table::ApplicationUse, &use_key(&keys, name)).await.map_err(store_failure)?;
+            let writes = [Some(record), seen]
+                .into_iter()
+                .flatten()
+                .map(|Record { table, key, generation, .. }| Write::Delete { table, key, generation });
+            match self.store.apply(writes.collect()).await {
+                Ok(()) => return Ok(()),
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(store_failure(error)),
+            }
+        }
+        Err(Failure::internal("an application kept changing while it was removed"))
     }
 
     /// Lists all applications by name, those of obo.toml too.
     ///
     /// # Errors
     /// `vault_unavailable`.
-    pub async fn list(&self) -> Result<Vec<Application>, Failure> {
-        let mut list: Vec<Application> = self.configured.iter().map(|(_, application)| application.clone()).collect();
-        let records = self.records().await?;
-        if !records.is_empty() {
-            let keys = self.keys.open().await?;
-            for record in &records {
-                list.extend(application(open(&keys, record).await?));
-            }
+    pub async fn list(&self) -> Result<Vec<Listed>, Failure> {
+        let keys = self.keys.open().await?;
+        let now = self.clock.now();
+        let mut list = Vec::new();
+        for (_, application) in self.configured.iter() {
+            list.push(Listed {
+                last_used_at: self.last_use(&keys, &application.name).await?,
+                application: application.clone(),
+                configured: true,
+                hidden: false,
+                created_at: None,
+                old_key_until: None,
+            });
         }
-        list.sort_by(|a, b| a.name.cmp(&b.name));
+        for record in &self.records().await? {
+            let body: Body = open(&keys, record).await?;
+            let Some(application) = application(&body) else { continue };
+            let hidden = self.is_configured(&body.name);
+            // One of the same name may have been there before it.
+            let last_used_at = self.last_use(&keys, &body.name).await?.filter(|at| !hidden && *at >= body.created_at);
+            list.push(Listed {
+                last_used_at,
+                application,
+                configured: false,
+                hidden,
+                created_at: Some(body.created_at),
+                old_key_until: body.old_key(now).map(|old| old.until),
+            });
+        }
+        list.sort_by(|a, b| (a.application.name(), !a.configured).cmp(&(b.application.name(), !b.configured)));
         Ok(list)
+    }
+
+    async fn last_use(&self, keys: &OpenKeys, name: &str) -> Result<Option<Timestamp>, Failure> {
+        let record = self.store.get(Table::ApplicationUse, &use_key(keys, name)).await.map_err(store_failure)?;
+        let Some(record) = record else { return Ok(None) };
+        let LastUse { at } = open(keys, &record).await?;
+        Ok(Some(at))
     }
 
     async fn record(&self, keys: &OpenKeys, name: &str) -> Result<Record, Failure> {
         let record = self.store.get(Table::Application, &record_key(keys, name)).await.map_err(store_failure)?;
         record.ok_or_else(|| {
-            let in_config = self.configured.iter().any(|(_, application)| application.name == name);
-            Failure::new(
-                Code::NotFound,
-                if in_config {
-                    format!("the application {name} stands in obo.toml; change it there")
-                } else {
-                    format!("there is no application named {name}; `obo app list` shows them")
-                },
-            )
+            if self.is_configured(name) {
+                return stands_in_config(name);
+            }
+            Failure::new(Code::NotFound, format!("there is no application named {name}; `obo app list` shows them"))
         })
     }
 
@@ -353,11 +525,18 @@ fn digest(key: &Secret) -> [u8; 32] {
     Sha256::digest(key.expose().as_bytes()).into()
 }
 
-fn application(body: Body) -> Option<Application> {
+fn stands_in_config(name: &str) -> Failure {
+    Failure::new(
+        Code::InvalidArguments,
+        format!("the application {name} stands in obo.toml; change its key_sha256 there, or take its table out"),
+    )
+}
+
+fn application(body: &Body) -> Option<Application> {
     Some(Application {
         source: Source::application(&body.name).ok()?,
-        name: body.name,
-        tenant: body.tenant,
+        name: body.name.clone(),
+        tenant: body.tenant.clone(),
         may_read_tokens: body.may_read_tokens,
         user_verifier_url: None,
         confirm_by_code: false,
@@ -369,24 +548,37 @@ fn record_key(keys: &OpenKeys, name: &str) -> RecordKey {
     keys.record_key(Table::Application, &[name.as_bytes()])
 }
 
+fn use_key(keys: &OpenKeys, name: &str) -> RecordKey {
+    keys.record_key(Table::ApplicationUse, &[name.as_bytes()])
+}
+
 /// Applications are looked up before it is known whose they are, hence before the tenant is known.
 fn sealing_tenant() -> TenantId {
     TenantId::default_tenant()
 }
 
-fn context(key: &RecordKey) -> Context {
-    Context::of(Table::Application).with(key)
+fn context(table: Table, key: &RecordKey) -> Context {
+    Context::of(table).with(key)
 }
 
-async fn seal(keys: &OpenKeys, body: &Body, generation: u64) -> Result<Record, Failure> {
-    let key = record_key(keys, &body.name);
+async fn seal_body(keys: &OpenKeys, body: &Body, generation: u64) -> Result<Record, Failure> {
+    seal(keys, Table::Application, record_key(keys, &body.name), body, generation).await
+}
+
+async fn seal(
+    keys: &OpenKeys,
+    table: Table,
+    key: RecordKey,
+    body: &impl Serialize,
+    generation: u64,
+) -> Result<Record, Failure> {
     let plain = serde_json::to_vec(body).map_err(Failure::internal)?;
-    let sealed = keys.seal(&sealing_tenant(), &context(&key), &plain).await?;
-    Ok(Record { table: Table::Application, key, owner: key, generation, expires_at: None, sealed })
+    let sealed = keys.seal(&sealing_tenant(), &context(table, &key), &plain).await?;
+    Ok(Record { table, key, owner: key, generation, expires_at: None, sealed })
 }
 
-async fn open(keys: &OpenKeys, record: &Record) -> Result<Body, KeyError> {
-    let body = keys.unseal(&sealing_tenant(), &context(&record.key), &record.sealed).await?;
+async fn open<T: DeserializeOwned>(keys: &OpenKeys, record: &Record) -> Result<T, KeyError> {
+    let body = keys.unseal(&sealing_tenant(), &context(record.table, &record.key), &record.sealed).await?;
     serde_json::from_slice(body.expose())
         .map_err(|_| KeyError::Unusable("an application's record is from a newer obo; update this one".to_owned()))
 }
@@ -395,6 +587,7 @@ async fn open(keys: &OpenKeys, record: &Record) -> Result<Body, KeyError> {
 mod tests {
     use super::super::fixture::{Fixture, bearer, bearer_for};
     use super::*;
+    use crate::clock::Clock as _;
     use crate::identity;
 
     /// Two applications of obo.toml; `shop`'s key is "shop key", `crm`'s is "crm key".
@@ -471,23 +664,107 @@ mod tests {
         let subject = test.identity.authenticate(&bearer_for(key.expose(), "bob")).await.unwrap();
         assert_eq!(subject.person().to_string(), "bob (app:my_app-1, acme)");
 
-        let names: Vec<_> = applications.list().await.unwrap().iter().map(|app| app.name().to_owned()).collect();
+        let names: Vec<_> =
+            applications.list().await.unwrap().iter().map(|app| app.application.name().to_owned()).collect();
         assert_eq!(names, ["crm", "my_app-1", "shop"]);
         for taken in ["my_app-1", "shop", "Not A Name", ""] {
             let failure = applications.add(taken, "acme".parse().unwrap(), false).await.err().unwrap();
             assert_eq!(failure.code, Code::InvalidArguments, "{taken}");
         }
 
-        let new = applications.rotate("my_app-1").await.unwrap();
+        let new = applications.rotate("my_app-1", Duration::ZERO).await.unwrap();
         assert!(test.identity.application(&key).await.is_err());
         assert!(test.identity.application(&new).await.unwrap().may_read_tokens());
 
         applications.remove("my_app-1").await.unwrap();
         assert!(test.identity.application(&new).await.is_err());
-        for name in ["my_app-1", "shop", ".."] {
-            assert_eq!(applications.rotate(name).await.err().unwrap().code, Code::NotFound);
-            assert_eq!(applications.remove(name).await.err().unwrap().code, Code::NotFound);
+        for (name, code) in [("my_app-1", Code::NotFound), ("shop", Code::InvalidArguments), ("..", Code::NotFound)] {
+            for failure in
+                [applications.rotate(name, Duration::ZERO).await.err(), applications.remove(name).await.err()]
+            {
+                let failure = failure.unwrap();
+                assert_eq!(failure.code, code, "{name}");
+                assert_eq!(failure.message.contains("obo.toml"), name == "shop", "{}", failure.message);
+            }
         }
+    }
+
+    #[tokio::test]
+    async fn two_keys_are_good_for_a_set_time() {
+        let test = Fixture::new(Default::default());
+        let applications = test.identity.applications();
+        let hour = Duration::from_secs(3600);
+        let good = async |key: &Secret| test.identity.application(key).await.is_ok();
+        let first = applications.add("shop", "acme".parse().unwrap(), true).await.unwrap();
+        let second = applications.rotate("shop", hour).await.unwrap();
+        assert!(good(&first).await && good(&second).await);
+        assert!(test.identity.application(&first).await.unwrap().may_read_tokens());
+        assert_eq!(applications.list().await.unwrap()[0].old_key_until, Some(later(test.clock.now(), hour)));
+
+        test.clock.advance(hour - Duration::from_secs(1));
+        assert!(good(&first).await);
+        test.clock.advance(Duration::from_secs(1));
+        assert!(!good(&first).await && good(&second).await);
+        assert_eq!(applications.list().await.unwrap()[0].old_key_until, None);
+
+        // The third ends the first of two, and never the newest; nothing ends both at once but taking it away.
+        let third = applications.rotate("shop", hour).await.unwrap();
+        let fourth = applications.rotate("shop", hour).await.unwrap();
+        assert!(!good(&second).await && good(&third).await && good(&fourth).await);
+        let fifth = applications.rotate("shop", Duration::ZERO).await.unwrap();
+        assert!(!good(&third).await && !good(&fourth).await && good(&fifth).await);
+        let failure = applications.rotate("shop", MAX_KEEP_OLD + hour).await.err().unwrap();
+        assert_eq!(failure.code, Code::InvalidArguments);
+        assert!(good(&fifth).await);
+    }
+
+    #[tokio::test]
+    async fn records_from_before_old_keys_were_kept_open() {
+        let test = Fixture::new(Default::default());
+        let keys = test.identity.applications().keys.open().await.unwrap();
+        let key = new_key("shop");
+        let body = serde_json::json!({
+            "name": "shop", "tenant": "acme", "may_read_tokens": false, "key_sha256": digest(&key),
+            "created_at": "2026-11-01T00:00:00Z",
+        });
+        let record = seal(&keys, Table::Application, record_key(&keys, "shop"), &body, 0).await.unwrap();
+        test.store.apply(vec![Write::Insert(record)]).await.unwrap();
+        assert_eq!(test.identity.application(&key).await.unwrap().name(), "shop");
+        let new = test.identity.applications().rotate("shop", Duration::from_secs(60)).await.unwrap();
+        assert!(test.identity.application(&key).await.is_ok() && test.identity.application(&new).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_last_use_is_written_rarely_and_never_in_the_way() {
+        let test = Fixture::new(config());
+        let applications = test.identity.applications();
+        let key = applications.add("app", "acme".parse().unwrap(), false).await.unwrap();
+        let last = async || {
+            // Draining is for the end, and does not keep later notes from being written.
+            applications.drain(Duration::from_secs(10)).await;
+            let list = applications.list().await.unwrap();
+            ["app", "crm", "shop"]
+                .map(|name| list.iter().find(|listed| listed.application.name() == name).unwrap().last_used_at)
+        };
+        assert_eq!(last().await, [None; 3]);
+        let noon = test.clock.now();
+        test.identity.application(&key).await.unwrap();
+        test.identity.authenticate(&bearer_for("shop key", "alice")).await.unwrap();
+        assert!(test.identity.application(&Secret::new("oboapp_crm_")).await.is_err());
+        assert_eq!(last().await, [Some(noon), None, Some(noon)]);
+
+        test.clock.advance(NOTE_USE_EVERY - Duration::from_secs(1));
+        test.identity.application(&key).await.unwrap();
+        assert_eq!(last().await[0], Some(noon));
+        test.clock.advance(Duration::from_secs(1));
+        test.identity.application(&key).await.unwrap();
+        assert_eq!(last().await[0], Some(later(noon, NOTE_USE_EVERY)));
+
+        // One that has the name of one that is gone has not been seen.
+        applications.remove("app").await.unwrap();
+        test.clock.advance(Duration::from_secs(1));
+        applications.add("app", "acme".parse().unwrap(), false).await.unwrap();
+        assert_eq!(last().await[0], None);
     }
 
     #[tokio::test]

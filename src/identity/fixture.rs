@@ -112,10 +112,15 @@ impl Store for MemoryStore {
         let mut next = records.clone();
         for write in writes {
             match write {
-                Write::Insert(record) | Write::Put(record) if !next.contains_key(&(record.table as u8, record.key)) => {
+                Write::Insert(record) if !next.contains_key(&(record.table as u8, record.key)) => {
                     next.insert((record.table as u8, record.key), Record { generation: 1, ..record });
                 }
-                Write::Replace(record) | Write::Put(record) => {
+                Write::Put(record) => {
+                    let at = (record.table as u8, record.key);
+                    let generation = next.get(&at).map_or(0, |old| old.generation) + 1;
+                    next.insert(at, Record { generation, ..record });
+                }
+                Write::Replace(record) => {
                     let at = (record.table as u8, record.key);
                     match next.get(&at) {
                         Some(old) if old.generation == record.generation => {

@@ -11,6 +11,7 @@ mod provider;
 mod support;
 
 mod accounts;
+mod applications;
 mod cli;
 mod confirm;
 mod consent;

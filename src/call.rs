@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{Audit, Ending, Entry};
+use crate::audit::{Audit, Ending, Entry, Event, Kind, Phase};
 use crate::catalog::{Arguments, Catalog, Provider, Tool};
 use crate::consent::{Ask, Consent, Link, NoGrant};
 use crate::executor::{Executor, Ran, RunError};
 use crate::failure::{Code, Failure};
 use crate::id::{CallId, ProviderId};
-use crate::identity::{Credential, Identity, IdentityError, Subject};
+use crate::identity::{Credential, Identity, IdentityError, Subject, TokenReader};
 use crate::policy::{ApiPermit, OwnPermit, Policy, Recorded, Work};
 use crate::secret::AccessToken;
 use crate::vault::{Grant, TokenError, Vault};
@@ -287,6 +287,47 @@ impl Obo {
     pub fn tool(&self, subject: &Subject, name: &str) -> Option<Arc<Tool>> {
         let tool = self.stages.catalog.find(name)?;
         self.stages.policy.may_see(subject, tool).then(|| Arc::clone(tool))
+    }
+
+    /// The access token of a connection, refreshed if need be, for an application that may read it; on record before it is
+    /// opened. `None` where the provider no longer accepts the connection.
+    ///
+    /// # Errors
+    /// `audit_unavailable`, `vault_unavailable`, and what keeps a refresh from succeeding now.
+    pub async fn read_token(&self, reader: &TokenReader<'_>, grant: &Grant) -> Result<Option<AccessToken>, Failure> {
+        let Stages { audit, vault, catalog, .. } = &*self.stages;
+        if !reader.may_read_of(&grant.person) {
+            return Err(Failure::internal("an application asked for the token of somebody else's user"));
+        }
+        // Its manifest is gone: nobody can tell any more what the token is good for.
+        let Some(provider) = catalog.provider(grant.provider.as_str()) else { return Ok(None) };
+        let actor = reader.application().source().to_string();
+        let event = |phase, failure| Event {
+            kind: Kind::Consent,
+            phase,
+            person: Some(&grant.person),
+            tenant: None,
+            actor: &actor,
+            provider: Some(&grant.provider),
+            account: Some(&grant.account.label),
+            what: "token.read",
+            failure,
+            duration: None,
+        };
+        audit.event(event(Phase::Intent, None)).await?;
+        let read = vault.token_for(grant, provider).await;
+        let failure = match &read {
+            Ok(_) => None,
+            Err(TokenError::NeedsConsent) => Some(Code::AuthorizationRequired),
+            Err(TokenError::Failed(failure)) => Some(failure.code),
+        };
+        // Logged there.
+        let _ = audit.event(event(Phase::Outcome, failure)).await;
+        match read {
+            Ok(token) => Ok(Some(token)),
+            Err(TokenError::NeedsConsent) => Ok(None),
+            Err(TokenError::Failed(failure)) => Err(failure),
+        }
     }
 
     /// The providers that have a client, in the order of their ids.

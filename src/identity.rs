@@ -27,7 +27,7 @@ pub mod issuer;
 pub mod obo_token;
 pub mod os_user;
 
-pub use application::Application;
+pub use application::{Application, TokenReader};
 pub use browser::BrowserProof;
 pub use issuer::SignIn;
 pub use obo_token::IssuedToken;

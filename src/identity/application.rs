@@ -101,6 +101,11 @@ impl Application {
         self.may_read_tokens
     }
 
+    /// What it reads its users' tokens with: none, unless it was added with `--may-read-tokens`.
+    pub fn token_reader(&self) -> Option<TokenReader<'_>> {
+        self.may_read_tokens.then_some(TokenReader(self))
+    }
+
     /// Where it confirms whose a browser is.
     pub fn user_verifier_url(&self) -> Option<&Url> {
         self.user_verifier_url.as_ref()
@@ -135,6 +140,22 @@ impl Application {
             expires_at: None,
             lacking: None,
         })
+    }
+}
+
+/// An application that may read its users' tokens. Only [`Application::token_reader`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenReader<'a>(&'a Application);
+
+impl TokenReader<'_> {
+    /// The application.
+    pub fn application(&self) -> &Application {
+        self.0
+    }
+
+    /// Whether a person is one of its users.
+    pub fn may_read_of(&self, person: &Person) -> bool {
+        person.source == self.0.source && person.tenant == self.0.tenant
     }
 }
 

@@ -12,8 +12,9 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use crate::call::Obo;
 use crate::catalog::MAX_ARGUMENT_BYTES;
@@ -51,7 +52,7 @@ pub fn router(obo: Obo) -> Router {
         .layer(middleware::from_fn(whole_body))
         .layer(middleware::from_fn_with_state(obo.clone(), application));
     let routes = own
-        .route("/health", get(|| async { axum::Json(json!({ "healthy": true })) }))
+        .route("/health", get(|| async { axum::Json(Health { healthy: true }) }))
         .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has another method")
@@ -139,6 +140,27 @@ pub(super) struct Refusal {
     retry_after_s: Option<u64>,
 }
 
+/// Why a request was refused.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+struct ErrorBody {
+    /// The HTTP status.
+    code: u16,
+    /// What kind of error it is.
+    error: &'static str,
+    /// What is wrong, and what to do next.
+    msg: String,
+    /// The same.
+    // Where the JavaScript client looks for what it shows.
+    message: String,
+}
+
+/// That obo answers.
+#[derive(Serialize, JsonSchema)]
+struct Health {
+    healthy: bool,
+}
+
 impl Refusal {
     fn new(status: StatusCode, error: &'static str, text: impl Into<String>) -> Self {
         Self { status, error, text: text.into(), retry_after_s: None }
@@ -171,11 +193,8 @@ impl From<Failure> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let body = json!({
-            "code": self.status.as_u16(), "error": self.error, "msg": self.text,
-            // Where the JavaScript client looks for what it shows.
-            "message": self.text,
-        });
+        let body =
+            ErrorBody { code: self.status.as_u16(), error: self.error, msg: self.text.clone(), message: self.text };
         let mut response = (self.status, axum::Json(body)).into_response();
         if let Some(wait) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, wait.into());

@@ -1,10 +1,16 @@
-//! Applications of `obo app`: their keys, from the first to the last.
+//! Applications of `obo app`: their keys, from the first to the last, and the tokens that some of them may read.
 
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use obo::clock::{Clock as _, ManualClock};
 use serde_json::{Value, json};
 
+use crate::provider::TokenKind;
+use crate::support::issuer::Issuer;
 use crate::support::program::{Program, Ran};
 use crate::support::rest::application;
-use crate::support::{Rest, TestObo};
+use crate::support::{Browser, Rest, TestObo, mail};
 
 /// The key, which stands alone on stdout.
 #[track_caller]
@@ -88,7 +94,7 @@ async fn a_running_obo_takes_the_keys_as_they_are_now() {
     let first = applications.add("shop", "acme".parse().unwrap(), false).await.unwrap();
     let tools = async |key: &str| Rest::with_key(&obo.base, key).get("/v1/tools").await.0;
     assert_eq!(tools(first.expose()).await, 200);
-    let hour = std::time::Duration::from_secs(3600);
+    let hour = Duration::from_secs(3600);
     let second = applications.rotate("shop", hour).await.unwrap();
     assert_eq!((tools(first.expose()).await, tools(second.expose()).await), (200, 200));
     obo.clock.advance(hour);
@@ -97,4 +103,150 @@ async fn a_running_obo_takes_the_keys_as_they_are_now() {
     assert!(applications.list().await.unwrap()[0].last_used_at.is_some());
     applications.remove("shop").await.unwrap();
     assert_eq!(tools(second.expose()).await, 401);
+}
+
+/// Two applications of one tenant, whose users sign in at its issuer: one that may read tokens, and one that may not.
+struct Tokens {
+    obo: TestObo,
+    issuer: Issuer,
+    reader: Rest,
+    plain: Rest,
+}
+
+impl Tokens {
+    async fn start() -> Self {
+        let clock = Arc::new(OnceLock::<Arc<ManualClock>>::new());
+        let time = Arc::clone(&clock);
+        let issuer = Issuer::start(move || time.get().unwrap().now().as_second()).await;
+        let obo = TestObo::builder().config(&issuer.table("corp", "tenant = \"acme\"")).start().await;
+        clock.set(Arc::clone(&obo.clock)).unwrap();
+        let applications = obo.app.obo.identity().applications();
+        let add = async |name: &str, may_read_tokens: bool| {
+            let key = applications.add(name, "acme".parse().unwrap(), may_read_tokens).await.unwrap();
+            Rest::with_key(&obo.base, key.expose())
+        };
+        let (reader, plain) = (add("reader", true).await, add("plain", false).await);
+        Self { obo, issuer, reader, plain }
+    }
+
+    /// Connects alice's account for an application: the first answer, which has the link.
+    async fn connect(&self, rest: &Rest) -> Value {
+        let started = rest.start("alice", None).await;
+        let link = started["url"].as_str().unwrap();
+        let mut browser = Browser::new();
+        let page = browser.get(link).await;
+        let sent = browser.submit(&page, &[]).await;
+        browser.get(&self.issuer.sign_in(&sent.location.unwrap(), "alice")).await;
+        let page = browser.get(link).await;
+        let pressed = browser.submit(&page, &[]).await;
+        let back = self.obo.provider.consent(&pressed.location.unwrap(), "alice@example.com").await.unwrap();
+        assert_eq!(browser.get(&back).await.status, 200);
+        started
+    }
+
+    /// The answers that an application gets after a consent, each with its status.
+    async fn answers(&self, rest: &Rest, started: &Value) -> Vec<(u16, Value)> {
+        let scopes = json!({ "provider_id": "google", "oauth2": { "scopes": [SEND_SCOPE] } });
+        let send = json!({ "tool_name": SEND, "user_id": "alice" });
+        let call = json!({ "tool_name": SEND, "user_id": "alice", "input": mail("bob@example.com", "x") });
+        vec![
+            rest.get(&status_of(started)).await,
+            rest.post("/v1/auth/authorize", &json!({ "auth_requirement": scopes, "user_id": "alice" })).await,
+            rest.post("/v1/tools/authorize", &send).await,
+            rest.post("/v1/tools/execute", &call).await,
+            rest.get("/v1/tools?user_id=alice").await,
+            rest.get("/v1/admin/user_connections?user%5Bid%5D=alice").await,
+        ]
+    }
+
+    fn has_secret(&self, answer: &Value) -> bool {
+        let text = answer.to_string();
+        self.obo.provider.tokens().iter().any(|token| text.contains(&token.text))
+    }
+
+    /// The outcomes of token reads that are on record.
+    async fn reads(&self) -> Vec<String> {
+        let records = self.obo.app.audit.read(|r| r.note.as_deref() == Some("token.read")).await.unwrap();
+        for record in &records {
+            assert_eq!((record.actor.as_str(), record.user.as_deref()), ("app:reader", Some("alice")));
+            assert_eq!(record.account.as_deref(), Some("alice@example.com"));
+        }
+        assert!(records.iter().filter(|r| r.outcome.is_none()).count() >= records.len() / 2, "an intent before each");
+        records.into_iter().filter_map(|record| record.outcome).collect()
+    }
+}
+
+fn status_of(started: &Value) -> String {
+    format!("/v1/auth/status?id={}", started["id"].as_str().unwrap())
+}
+
+const SEND: &str = "Google.SendEmail";
+const SEND_SCOPE: &str = "https://www.googleapis.com/auth/gmail.send";
+
+#[tokio::test]
+async fn tokens_are_shown_to_whom_the_flag_was_given_and_to_nobody_else() {
+    let tokens = Tokens::start().await;
+    let pending = tokens.reader.start("alice", None).await;
+    assert!(pending.get("context").is_none(), "{pending}");
+
+    let started = tokens.connect(&tokens.plain).await;
+    for (status, answer) in tokens.answers(&tokens.plain, &started).await {
+        assert_eq!(status, 200, "{answer}");
+        assert!(!tokens.has_secret(&answer) && !answer.to_string().contains("context"), "{answer}");
+    }
+    assert_eq!(tokens.reads().await, Vec::<String>::new());
+    // Its users are not the other's, whatever the other may do.
+    assert_eq!(tokens.reader.get(&status_of(&started)).await.0, 404);
+    assert_eq!(tokens.reader.start("alice", None).await["status"], "pending");
+
+    let started = tokens.connect(&tokens.reader).await;
+    let answers = tokens.answers(&tokens.reader, &started).await;
+    let living = tokens.obo.provider.tokens().last().unwrap().clone();
+    for (status, answer) in &answers[..3] {
+        assert_eq!((*status, &answer["status"]), (200, &json!("completed")), "{answer}");
+        let token = answer["context"]["token"].as_str().unwrap();
+        let issued = tokens.obo.provider.tokens().into_iter().find(|one| one.text == token).unwrap();
+        assert_eq!((issued.user, issued.family), ("alice@example.com", living.family));
+        assert!(issued.kind == TokenKind::Access, "never the refresh token");
+        assert_eq!(answer["context"]["user_info"]["account"], "alice@example.com", "{answer}");
+    }
+    assert_eq!(answers[3].1["success"], true);
+    for (status, answer) in &answers[3..] {
+        assert_eq!(*status, 200, "{answer}");
+        assert!(!tokens.has_secret(answer), "{answer}");
+    }
+    assert_eq!(tokens.reads().await, ["ok", "ok", "ok"]);
+    assert_eq!(tokens.obo.app.audit.verify().await.unwrap().problems.len(), 0);
+}
+
+#[tokio::test]
+async fn a_token_that_is_shown_is_renewed_first_and_a_connection_that_is_over_has_none() {
+    let tokens = Tokens::start().await;
+    let started = tokens.connect(&tokens.reader).await;
+    let shown = async || {
+        let (status, answer) = tokens.reader.get(&status_of(&started)).await;
+        (status, answer["context"]["token"].as_str().map(ToOwned::to_owned), answer)
+    };
+    let (_, first, _) = shown().await;
+    assert_eq!(tokens.obo.provider.families().last().unwrap().refreshes, 0);
+    tokens.obo.clock.advance(Duration::from_secs(3600));
+    let scopes = json!({ "provider_id": "google", "oauth2": { "scopes": [SEND_SCOPE] } });
+    let authorize = json!({ "auth_requirement": scopes, "user_id": "alice" });
+    let (_, answer) = tokens.reader.post("/v1/auth/authorize", &authorize).await;
+    let renewed = answer["context"]["token"].as_str().unwrap();
+    assert_ne!(Some(renewed), first.as_deref());
+    assert_eq!(tokens.obo.provider.families().last().unwrap().refreshes, 1);
+
+    let again = tokens.reader.get("/v1/admin/user_connections?user%5Bid%5D=alice").await.1;
+    let id = again["items"][0]["id"].as_str().unwrap();
+    tokens.obo.provider.revoke_all("alice@example.com");
+    tokens.obo.clock.advance(Duration::from_secs(3600));
+    let (status, answer) = tokens.reader.post("/v1/auth/authorize", &authorize).await;
+    assert_eq!((status, &answer["status"]), (200, &json!("pending")), "{answer}");
+    assert!(answer.get("context").is_none(), "{answer}");
+    assert_eq!(tokens.reads().await, ["ok", "ok", "authorization_required"]);
+    assert_eq!(tokens.reader.delete(&format!("/v1/admin/user_connections/{id}")).await, 204);
+    // The link is completed no longer where its token would have to be shown.
+    let (status, token, answer) = shown().await;
+    assert_eq!((status, token, &answer["error"]), (410, None, &json!("authorization_failed")), "{answer}");
 }

@@ -9,15 +9,17 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
 use http::StatusCode;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
 use url::Url;
 
 use super::{Refusal, actor, read};
 use crate::call::Obo;
 use crate::catalog::Provider;
 use crate::consent::{self, Confirmed, Connected, FlowId, Link, Progress, Wish, Wished};
+use crate::id::{Person, ProviderId};
 use crate::identity::{Application, Subject};
+use crate::secret::AccessToken;
 use crate::vault::Grant;
 
 /// Longest that a status is held.
@@ -26,31 +28,102 @@ const MAX_STATUS_WAIT: Duration = Duration::from_secs(59);
 const MAX_SCOPES: usize = 100;
 const MAX_SCOPE_BYTES: usize = 512;
 
-#[derive(Deserialize)]
-struct Authorize {
+/// How often a connection is looked for anew that its provider has just ended.
+const MAX_PASSES: usize = 3;
+
+/// What a user is asked to connect.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "AuthorizeRequest")]
+pub(super) struct Authorize {
     auth_requirement: Requirement,
+    /// The user, as the application knows them.
     user_id: String,
+    /// Where the browser goes at the end: one of the application's `next_uris`.
     #[serde(default)]
     next_uri: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// An account of a provider, with scopes.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "AuthRequirement")]
 struct Requirement {
+    /// The provider's id.
     #[serde(default)]
     provider_id: Option<String>,
-    /// Those clients name one provider of several of a kind with it. Here every provider has one client.
+    /// Another name of `provider_id`.
+    // Those clients name one provider of several of a kind with it. Here every provider has one client.
     #[serde(default)]
     id: Option<String>,
+    /// `oauth2`, and nothing else.
     #[serde(default)]
     provider_type: Option<String>,
     #[serde(default)]
     oauth2: Option<Oauth2>,
 }
 
-#[derive(Deserialize)]
+/// What is asked for by OAuth.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "OAuth2Requirement")]
 struct Oauth2 {
+    /// The scopes, as the provider spells them.
     #[serde(default)]
     scopes: Option<Vec<String>>,
+}
+
+/// Where a user's connection stands.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Authorization {
+    /// The authorization's id, for the status; none where there is no need for a link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    status: Status,
+    /// The link that the user must open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider_id: Option<String>,
+    user_id: String,
+    /// The scopes that the connection has, or that are asked for.
+    scopes: Vec<String>,
+    /// For applications that were added with `--may-read-tokens`, once it is completed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<Context>,
+}
+
+/// Where a link stands. A failed one is an error.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "AuthorizationStatus")]
+enum Status {
+    /// The user has not finished.
+    Pending,
+    /// The account is connected.
+    Completed,
+}
+
+/// The token of a connection.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AuthorizationContext")]
+struct Context {
+    /// The access token at the provider, good for some minutes at least.
+    #[serde(serialize_with = "shown")]
+    #[schemars(with = "String")]
+    token: AccessToken,
+    user_info: UserInfo,
+}
+
+/// The account that was connected.
+#[derive(Serialize, JsonSchema)]
+struct UserInfo {
+    /// The provider's own id of it.
+    sub: String,
+    /// What a person knows it by.
+    account: String,
+}
+
+/// The one place where a token becomes part of an answer.
+fn shown<S: Serializer>(token: &AccessToken, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(token.expose())
 }
 
 /// `POST /v1/auth/authorize`: a link for a user, or that there is no need for one.
@@ -58,7 +131,7 @@ pub(super) async fn authorize(
     State(obo): State<Obo>,
     Extension(application): Extension<Application>,
     body: Bytes,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Authorization>, Refusal> {
     let Authorize { auth_requirement, user_id, next_uri } = read(&body)?;
     let subject = subject(&application, &user_id)?;
     let provider = provider(&obo, &auth_requirement)?;
@@ -75,40 +148,107 @@ pub(super) async fn ask(
     provider: &Provider,
     scopes: BTreeSet<String>,
     next_uri: Option<Url>,
-) -> Result<Value, Refusal> {
+) -> Result<Authorization, Refusal> {
     let actor = actor(application);
-    let wish = Wish { next_uri, ..Wish::new(subject.person(), provider, scopes, &actor) };
-    let user = subject.person().user.as_str();
-    Ok(match obo.consent().fulfil(wish).await? {
-        Wished::Standing(grant) => standing(user, &grant),
-        Wished::Link(link) => pending(user, &link),
-    })
+    for _ in 0..MAX_PASSES {
+        let wish = Wish { next_uri: next_uri.clone(), ..Wish::new(subject.person(), provider, scopes.clone(), &actor) };
+        match obo.consent().fulfil(wish).await? {
+            Wished::Link(link) => return Ok(pending(subject.person().user.as_str(), &link)),
+            Wished::Standing(grant) => {
+                // One whose token the provider no longer renews is looked at once more: then there is a link for it.
+                if let Some(standing) = standing(obo, application, &grant).await? {
+                    return Ok(standing);
+                }
+            }
+        }
+    }
+    Err(crate::failure::Failure::internal("a connection kept ending while its token was read").into())
 }
 
-/// That there is no need for a link.
-pub(super) fn standing(user: &str, grant: &Grant) -> Value {
-    json!({
-        "status": "completed",
-        "provider_id": grant.provider.as_str(),
-        "user_id": user,
-        "scopes": grant.scopes,
-    })
+/// That there is no need for a link; none where the provider no longer accepts the connection.
+pub(super) async fn standing(
+    obo: &Obo,
+    application: &Application,
+    grant: &Grant,
+) -> Result<Option<Authorization>, Refusal> {
+    let context = match context(obo, application, grant).await? {
+        Read::NotAllowed => None,
+        Read::Context(context) => Some(*context),
+        Read::Ended => return Ok(None),
+    };
+    Ok(Some(Authorization {
+        id: None,
+        status: Status::Completed,
+        url: None,
+        provider_id: Some(grant.provider.to_string()),
+        user_id: grant.person.user.to_string(),
+        scopes: grant.scopes.iter().cloned().collect(),
+        context,
+    }))
+}
+
+/// That a tool needs no connection.
+pub(super) fn needless(user: &str) -> Authorization {
+    Authorization {
+        id: None,
+        status: Status::Completed,
+        url: None,
+        provider_id: None,
+        user_id: user.to_owned(),
+        scopes: Vec::new(),
+        context: None,
+    }
 }
 
 /// A link that the user must open.
-pub(super) fn pending(user: &str, link: &Link) -> Value {
-    json!({
-        "id": link.flow.as_str(),
-        "status": "pending",
-        "url": link.url.as_str(),
-        "provider_id": link.provider.as_str(),
-        "user_id": user,
-        "scopes": link.scopes,
-    })
+pub(super) fn pending(user: &str, link: &Link) -> Authorization {
+    Authorization {
+        id: Some(link.flow.as_str().to_owned()),
+        status: Status::Pending,
+        url: Some(link.url.to_string()),
+        provider_id: Some(link.provider.to_string()),
+        user_id: user.to_owned(),
+        scopes: link.scopes.clone(),
+        context: None,
+    }
+}
+
+/// What an application may know of a connection's token.
+enum Read {
+    /// Nothing: it was added without `--may-read-tokens`.
+    NotAllowed,
+    /// The token.
+    Context(Box<Context>),
+    /// The provider no longer accepts the connection.
+    Ended,
+}
+
+async fn context(obo: &Obo, application: &Application, grant: &Grant) -> Result<Read, Refusal> {
+    let Some(reader) = application.token_reader() else { return Ok(Read::NotAllowed) };
+    let Some(token) = obo.read_token(&reader, grant).await? else { return Ok(Read::Ended) };
+    let user_info = UserInfo { sub: grant.account.key.clone(), account: grant.account.label.clone() };
+    Ok(Read::Context(Box::new(Context { token, user_info })))
+}
+
+/// The connection that a link has made; none where it is gone.
+async fn connected(
+    obo: &Obo,
+    person: &Person,
+    provider: &ProviderId,
+    account: &str,
+    scopes: &[String],
+) -> Result<Option<Grant>, Refusal> {
+    let grants = obo.consent().connections(person).await?;
+    let made = |grant: &Grant| {
+        grant.provider == *provider
+            && grant.account.label == account
+            && scopes.iter().all(|scope| grant.scopes.contains(scope))
+    };
+    Ok(grants.into_iter().filter(made).max_by_key(|grant| grant.connected_at))
 }
 
 #[derive(Deserialize)]
-pub(super) struct Status {
+pub(super) struct StatusQuery {
     id: String,
     #[serde(default)]
     wait: Option<u64>,
@@ -118,9 +258,9 @@ pub(super) struct Status {
 pub(super) async fn status(
     State(obo): State<Obo>,
     Extension(application): Extension<Application>,
-    query: Result<Query<Status>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<Value>, Refusal> {
-    let Ok(Query(Status { id, wait })) = query else {
+    query: Result<Query<StatusQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Authorization>, Refusal> {
+    let Ok(Query(StatusQuery { id, wait })) = query else {
         let text = "the query needs id, and may have wait in whole seconds";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", text));
     };
@@ -135,19 +275,33 @@ pub(super) async fn status(
         }
         _ => progress,
     };
-    let status = match progress.state {
-        consent::State::Pending => "pending",
-        consent::State::Connected { .. } => "completed",
-        // Those clients ask again for ever while the answer is 200.
-        consent::State::Over { why } => return Err(Refusal::new(StatusCode::GONE, "authorization_failed", why)),
+    // Those clients ask again for ever while the answer is 200.
+    let gone = |why: &str| Refusal::new(StatusCode::GONE, "authorization_failed", why);
+    let Progress { person, provider, scopes, state } = progress;
+    let (status, context) = match state {
+        consent::State::Pending => (Status::Pending, None),
+        consent::State::Over { why } => return Err(gone(why)),
+        // Only where it is read: another application's link stays completed, whatever becomes of the connection.
+        consent::State::Connected { account } if application.may_read_tokens() => {
+            let ended = || gone("the connection that this link made is gone; start again");
+            let grant = connected(&obo, &person, &provider, &account, &scopes).await?.ok_or_else(ended)?;
+            match context(&obo, &application, &grant).await? {
+                Read::Context(context) => (Status::Completed, Some(*context)),
+                Read::NotAllowed => (Status::Completed, None),
+                Read::Ended => return Err(ended()),
+            }
+        }
+        consent::State::Connected { .. } => (Status::Completed, None),
     };
-    Ok(Json(json!({
-        "id": flow.as_str(),
-        "status": status,
-        "provider_id": progress.provider.as_str(),
-        "user_id": progress.person.user.as_str(),
-        "scopes": progress.scopes,
-    })))
+    Ok(Json(Authorization {
+        id: Some(flow.as_str().to_owned()),
+        status,
+        url: None,
+        provider_id: Some(provider.to_string()),
+        user_id: person.user.to_string(),
+        scopes,
+        context,
+    }))
 }
 
 fn own(application: &Application, progress: Option<Progress>) -> Option<Progress> {
@@ -156,14 +310,29 @@ fn own(application: &Application, progress: Option<Progress>) -> Option<Progress
     })
 }
 
-#[derive(Deserialize)]
-struct ConfirmUser {
+/// Whose browser it was.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ConfirmUserRequest")]
+pub(super) struct ConfirmUser {
+    /// The id that the application's verifier page was opened with.
     #[serde(default)]
     flow_id: Option<String>,
+    /// The user who is signed in to the application in that browser.
     user_id: String,
     /// The code that the page showed, for applications with `confirm_by_code`; in place of `flow_id`.
     #[serde(default)]
     code: Option<String>,
+}
+
+/// The flow that was confirmed.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ConfirmUserAnswer")]
+pub(super) struct ConfirmedUser {
+    /// The authorization's id.
+    auth_id: String,
+    /// Where the browser should go now, where the authorization named it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_uri: Option<String>,
 }
 
 /// `POST /v1/auth/confirm_user`: whose browser it was that came back from the provider.
@@ -171,7 +340,7 @@ pub(super) async fn confirm_user(
     State(obo): State<Obo>,
     Extension(application): Extension<Application>,
     body: Bytes,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<ConfirmedUser>, Refusal> {
     let confirm: ConfirmUser = read(&body)?;
     let subject = subject(&application, &confirm.user_id)?;
     let connected = match (&confirm.flow_id, &confirm.code) {
@@ -192,15 +361,8 @@ pub(super) async fn confirm_user(
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", text));
         }
     };
-    Ok(Json(confirmed(&connected)))
-}
-
-fn confirmed(connected: &Connected) -> Value {
-    let mut answer = json!({ "auth_id": connected.flow.as_str() });
-    if let Some(uri) = &connected.next_uri {
-        answer["next_uri"] = uri.as_str().into();
-    }
-    answer
+    let Connected { flow, next_uri, .. } = *connected;
+    Ok(Json(ConfirmedUser { auth_id: flow.as_str().to_owned(), next_uri: next_uri.map(String::from) }))
 }
 
 pub(super) fn subject(application: &Application, user: &str) -> Result<Subject, Refusal> {

@@ -5,10 +5,11 @@ use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::StatusCode;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::auth::subject;
-use super::page::{Page, Parameters};
+use super::page::{Page, Paged, Parameters};
 use super::{Refusal, actor};
 use crate::call::Obo;
 use crate::identity::Application;
@@ -17,12 +18,47 @@ use crate::vault::{Grant, GrantStatus};
 /// Longest id that is read, in bytes.
 const MAX_ID_BYTES: usize = 2048;
 
+/// A connection of a user to an account of a provider.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "UserConnection")]
+pub(super) struct Connection {
+    id: String,
+    /// The same as `id`.
+    connection_id: String,
+    connection_status: Standing,
+    provider_id: String,
+    /// `oauth2`.
+    provider_type: &'static str,
+    provider_user_info: ProviderUser,
+    /// What the provider granted.
+    scopes: Vec<String>,
+    user_id: String,
+}
+
+/// Whether a connection can be used.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "ConnectionStatus")]
+enum Standing {
+    /// It can.
+    Active,
+    /// The provider no longer accepts it; the user must connect again.
+    Inactive,
+}
+
+/// The account at the provider.
+#[derive(Serialize, JsonSchema)]
+struct ProviderUser {
+    /// What a person knows it by.
+    account: String,
+}
+
 /// `GET /v1/admin/user_connections`.
 pub(super) async fn list(
     State(obo): State<Obo>,
     Extension(application): Extension<Application>,
     RawQuery(query): RawQuery,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Paged<Connection>>, Refusal> {
     let query = Parameters::parse(query.as_deref())?;
     let page = Page::of(&query)?;
     // The vault finds connections by person and in no other way: what nobody can list, nobody can steal as a list.
@@ -52,21 +88,21 @@ pub(super) async fn delete(
     ended.map(|_| StatusCode::NO_CONTENT).ok_or_else(unknown)
 }
 
-fn connection(grant: &Grant) -> Result<Value, Refusal> {
+fn connection(grant: &Grant) -> Result<Connection, Refusal> {
     let id = id_of(grant).map_err(crate::failure::Failure::internal)?;
-    Ok(json!({
-        "id": id,
-        "connection_id": id,
-        "connection_status": match grant.status {
-            GrantStatus::Active => "active",
-            GrantStatus::NeedsConsent => "inactive",
+    Ok(Connection {
+        connection_id: id.clone(),
+        id,
+        connection_status: match grant.status {
+            GrantStatus::Active => Standing::Active,
+            GrantStatus::NeedsConsent => Standing::Inactive,
         },
-        "provider_id": grant.provider.as_str(),
-        "provider_type": "oauth2",
-        "provider_user_info": { "account": grant.account.label },
-        "scopes": grant.scopes,
-        "user_id": grant.person.user.as_str(),
-    }))
+        provider_id: grant.provider.to_string(),
+        provider_type: "oauth2",
+        provider_user_info: ProviderUser { account: grant.account.label.clone() },
+        scopes: grant.scopes.iter().cloned().collect(),
+        user_id: grant.person.user.to_string(),
+    })
 }
 
 /// The id of a connection: whose, where, which. It proves nothing; whose application asks decides.

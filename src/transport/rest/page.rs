@@ -1,14 +1,15 @@
 //! Query parameters, and lists in pages.
 
 use http::StatusCode;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Refusal;
 
 /// How many items a page has where the query does not say.
-const DEFAULT_LIMIT: usize = 25;
+pub(super) const DEFAULT_LIMIT: usize = 25;
 /// How many items a page has at most; more are cut to it, as those clients expect.
-const MAX_LIMIT: usize = 100;
+pub(super) const MAX_LIMIT: usize = 100;
 /// Longest query that is read, in bytes, and most parameters in one.
 const MAX_QUERY_BYTES: usize = 4096;
 const MAX_PARAMETERS: usize = 64;
@@ -67,15 +68,24 @@ impl Page {
     }
 
     /// The answer that has the page's items.
-    pub(super) fn answer(self, items: Vec<Value>, total: usize) -> Value {
-        json!({
-            "limit": self.limit,
-            "offset": self.offset,
-            "page_count": items.len(),
-            "total_count": total,
-            "items": items,
-        })
+    pub(super) fn answer<T>(self, items: Vec<T>, total: usize) -> Paged<T> {
+        Paged { limit: self.limit, offset: self.offset, page_count: items.len(), total_count: total, items }
     }
+}
+
+/// A part of a list.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "{T}Page")]
+pub(super) struct Paged<T> {
+    /// How many items a page has at most.
+    limit: usize,
+    /// How many items stand before it.
+    offset: usize,
+    /// How many items it has.
+    page_count: usize,
+    /// How many items the whole list has.
+    total_count: usize,
+    items: Vec<T>,
 }
 
 #[cfg(test)]

@@ -7,12 +7,13 @@ use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
 use axum::{Extension, Json};
 use http::StatusCode;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::auth::{self, subject};
-use super::definition::{Format, Readiness, definition};
-use super::page::{Page, Parameters};
+use super::auth::{self, Authorization, subject};
+use super::definition::{Definition, Format, Readiness, definition};
+use super::page::{Page, Paged, Parameters};
 use super::{Refusal, actor, read};
 use crate::call::{Obo, Outcome, Request};
 use crate::catalog::Tool;
@@ -28,7 +29,7 @@ pub(super) async fn list(
     State(obo): State<Obo>,
     Extension(application): Extension<Application>,
     RawQuery(query): RawQuery,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Paged<Definition>>, Refusal> {
     let query = Parameters::parse(query.as_deref())?;
     let formats = formats(&query)?;
     let listed = Listed::of(&obo, &application, &query).await?;
@@ -45,7 +46,7 @@ pub(super) async fn get(
     Extension(application): Extension<Application>,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Definition>, Refusal> {
     let query = Parameters::parse(query.as_deref())?;
     let formats = formats(&query)?;
     let listed = Listed::of(&obo, &application, &query).await?;
@@ -58,7 +59,7 @@ pub(super) async fn formatted_list(
     State(obo): State<Obo>,
     Extension(application): Extension<Application>,
     RawQuery(query): RawQuery,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Paged<Value>>, Refusal> {
     let query = Parameters::parse(query.as_deref())?;
     let format = format(&query)?;
     let listed = Listed::of(&obo, &application, &query).await?;
@@ -137,12 +138,18 @@ fn unknown_format() -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "bad_request", "the format must be openai or anthropic")
 }
 
-#[derive(Deserialize)]
-struct Authorize {
+/// Whose connection for which tool.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "AuthorizeToolRequest")]
+pub(super) struct Authorize {
+    /// The tool's name with its toolkit.
     tool_name: String,
+    /// The user, as the application knows them.
     user_id: String,
+    /// The tool's version; another than there is names no tool.
     #[serde(default)]
     tool_version: Option<String>,
+    /// Where the browser goes at the end: one of the application's `next_uris`.
     #[serde(default)]
     next_uri: Option<String>,
 }
@@ -152,18 +159,20 @@ pub(super) async fn authorize(
     State(obo): State<Obo>,
     Extension(application): Extension<Application>,
     body: Bytes,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Authorization>, Refusal> {
     let asked: Authorize = read(&body)?;
     let subject = subject(&application, &asked.user_id)?;
     let tool = tool(&obo, &subject, &asked.tool_name, asked.tool_version.as_deref())?;
     let next_uri = asked.next_uri.map(|uri| auth::allowed(&application, &uri)).transpose()?;
     let Some(api) = tool.api() else {
-        return Ok(Json(json!({ "status": "completed", "user_id": asked.user_id, "scopes": [] })));
+        return Ok(Json(auth::needless(&asked.user_id)));
     };
     // Any of the sets is enough, and the first is what is asked for.
     let grants = obo.consent().connections(subject.person()).await?;
-    if let Some(grant) = grants.iter().find(|grant| crate::consent::is_enough(api, grant)) {
-        return Ok(Json(auth::standing(&asked.user_id, grant)));
+    if let Some(grant) = grants.iter().find(|grant| crate::consent::is_enough(api, grant))
+        && let Some(standing) = auth::standing(&obo, &application, grant).await?
+    {
+        return Ok(Json(standing));
     }
     let scopes = api.scopes_any_of.first().cloned().unwrap_or_default().into_iter().collect();
     Ok(Json(auth::ask(&obo, &application, &subject, &api.provider, scopes, next_uri).await?))
@@ -176,16 +185,76 @@ fn tool(obo: &Obo, subject: &Subject, name: &str, version: Option<&str>) -> Resu
     obo.tool(subject, plain_name(name)?).ok_or_else(unknown_tool)
 }
 
-#[derive(Deserialize)]
-struct Execute {
+/// A call.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ExecuteRequest")]
+pub(super) struct Execute {
+    /// The tool's name with its toolkit.
     tool_name: String,
+    /// The user, as the application knows them.
     user_id: String,
+    /// The tool's version; another than there is names no tool.
     #[serde(default)]
     tool_version: Option<String>,
+    /// The arguments; with `account` among them, where the user has connected several.
     #[serde(default)]
     input: Option<Map<String, Value>>,
+    /// Calls cannot be scheduled: anything but null is refused.
     #[serde(default)]
     run_at: Option<Value>,
+}
+
+/// What became of a call.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ExecuteAnswer")]
+pub(super) struct Executed {
+    /// `immediate`.
+    execution_type: &'static str,
+    /// `success` or `failed`.
+    status: &'static str,
+    success: bool,
+    /// How long it took, in milliseconds.
+    duration: f64,
+    output: Output,
+}
+
+/// The value of a call, or why there is none.
+#[derive(Default, Serialize, JsonSchema)]
+#[schemars(rename = "ExecuteOutput")]
+struct Output {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ToolError>,
+    /// The link that the user must open first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authorization: Option<Authorization>,
+}
+
+/// Why a call has no value.
+#[derive(Serialize, JsonSchema)]
+struct ToolError {
+    /// What kind of error it is, for those clients.
+    kind: &'static str,
+    /// What happened, and what to do next.
+    message: String,
+    /// Whether the same call may be made again.
+    can_retry: bool,
+    extra: Extra,
+    /// How long to wait before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    /// The provider's HTTP status.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_code: Option<u16>,
+}
+
+/// What those clients have no field for.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ToolErrorExtra")]
+struct Extra {
+    /// obo's own code of the error.
+    code: Code,
 }
 
 /// `POST /v1/tools/execute`.
@@ -193,7 +262,7 @@ pub(super) async fn execute(
     State(obo): State<Obo>,
     Extension(application): Extension<Application>,
     body: Bytes,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Executed>, Refusal> {
     let asked: Execute = read(&body)?;
     if asked.run_at.is_some_and(|at| !at.is_null()) {
         let text = "calls cannot be scheduled here; leave run_at out";
@@ -209,42 +278,38 @@ pub(super) async fn execute(
     };
     let began = Instant::now();
     let output = match obo.call(&subject, request).await {
-        Outcome::Value(value) => json!({ "value": value }),
-        Outcome::Authorization(link) => json!({
-            "error": error(&Failure::new(
+        Outcome::Value(value) => Output { value: Some(value), ..Output::default() },
+        Outcome::Authorization(link) => Output {
+            error: Some(error(&Failure::new(
                 Code::AuthorizationRequired,
                 format!("the user must connect {} first, by the link in output.authorization", link.provider_name),
-            )),
-            "authorization": auth::pending(&asked.user_id, &link),
-        }),
-        Outcome::Failed(failure) => json!({ "error": error(&failure) }),
+            ))),
+            authorization: Some(auth::pending(&asked.user_id, &link)),
+            ..Output::default()
+        },
+        Outcome::Failed(failure) => Output { error: Some(error(&failure)), ..Output::default() },
         Outcome::UnknownTool | Outcome::BadRequestState => return Err(unknown_tool()),
     };
-    let success = output.get("error").is_none();
-    Ok(Json(json!({
-        "execution_type": "immediate",
-        "status": if success { "success" } else { "failed" },
-        "success": success,
-        "duration": began.elapsed().as_secs_f64() * 1000.0,
-        "output": output,
-    })))
+    let success = output.error.is_none();
+    Ok(Json(Executed {
+        execution_type: "immediate",
+        status: if success { "success" } else { "failed" },
+        success,
+        duration: began.elapsed().as_secs_f64() * 1000.0,
+        output,
+    }))
 }
 
 /// A failure as those clients read it; docs/errors.md has the table.
-fn error(failure: &Failure) -> Value {
-    let mut error = json!({
-        "kind": kind(failure.code),
-        "message": failure.message,
-        "can_retry": failure.can_retry,
-        "extra": { "code": failure.code.as_str() },
-    });
-    if let Some(wait) = failure.retry_after {
-        error["retry_after_ms"] = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).into();
+fn error(failure: &Failure) -> ToolError {
+    ToolError {
+        kind: kind(failure.code),
+        message: failure.message.clone(),
+        can_retry: failure.can_retry,
+        extra: Extra { code: failure.code },
+        retry_after_ms: failure.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+        status_code: failure.status,
     }
-    if let Some(status) = failure.status {
-        error["status_code"] = status.into();
-    }
-    error
 }
 
 /// The kind of a code. A test compares docs/errors.md with it.

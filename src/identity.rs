@@ -355,9 +355,13 @@ impl Identity {
             BearerForm::OboToken => &self.tokens,
             BearerForm::ApplicationKey => &self.applications,
             BearerForm::Jwt => &*self.issuers,
-            BearerForm::Opaque => self.issuers.opaque().ok_or_else(|| {
-                IdentityError::invalid("an unknown form of bearer, or an application key without a user")
-            })?,
+            // A key that is missing its user is worth all of its users: it goes to nobody.
+            BearerForm::Opaque if self.applications.is_key(token) => {
+                return Err(IdentityError::invalid("an application key without a user"));
+            }
+            BearerForm::Opaque => {
+                self.issuers.opaque().ok_or_else(|| IdentityError::invalid("an unknown form of bearer"))?
+            }
         })
     }
 }

@@ -308,6 +308,12 @@ impl Applications {
         self.configured.iter().map(|(_, application)| application).find(fits)
     }
 
+    /// Whether a bearer is the key of an application, or has the form of one.
+    pub(super) fn is_key(&self, bearer: &Secret) -> bool {
+        let hash = digest(bearer);
+        bearer.expose().starts_with(PREFIX) || self.configured.iter().any(|(known, _)| bool::from(known.ct_eq(&hash)))
+    }
+
     /// Finds the application that a key belongs to, and notes that it was seen.
     pub(super) async fn find(&self, key: &Secret) -> Result<Application, IdentityError> {
         let application = self.look_up(key).await?;

@@ -215,8 +215,8 @@ impl Authenticate for Issuers {
         issuer.check_access_token(token.unverified_claims(), now)?;
         let claims = issuer.verify(token).await?;
         let subject = issuer.access(&claims)?;
-        // Not beyond the time until which the keys are believed without asking: a withdrawn key is noticed as early as
-        // without this.
+        // Not beyond the time until which the keys at hand are believed without asking: a withdrawn key is noticed ten
+        // minutes after it was last seen, at the latest.
         if let (Some(expires), Some(fresh_until)) = (subject.expires_at, issuer.keys.fresh_until()) {
             self.seen.put(text, subject.clone(), expires.min(fresh_until));
         }

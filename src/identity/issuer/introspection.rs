@@ -11,12 +11,10 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{Method, StatusCode, header};
-use jiff::Timestamp;
 use serde_json::{Map, Value};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use url::Url;
 
-use super::keys::{FAILURE_PAUSE, FRESH, within};
 use super::seen::Seen;
 use super::sign_in::is_safe;
 use super::{Config, Issuer};
@@ -58,17 +56,10 @@ struct Inner {
     issuer: Issuer,
     egress: Egress,
     clock: SharedClock,
-    endpoint: Mutex<Option<Endpoint>>,
     good: Seen<Subject>,
     /// Apart from the good ones, or a flood of invented tokens would push those out.
     bad: Seen<IdentityError>,
     asks: Arc<Semaphore>,
-}
-
-/// Where to ask, or why that is not known, and since when.
-struct Endpoint {
-    at: Timestamp,
-    url: Result<Url, String>,
 }
 
 impl Introspection {
@@ -77,7 +68,6 @@ impl Introspection {
             issuer,
             egress,
             clock,
-            endpoint: Mutex::default(),
             good: Seen::new(),
             bad: Seen::new(),
             asks: Arc::new(Semaphore::new(MAX_ASKS)),
@@ -187,20 +177,10 @@ impl Inner {
 
     /// Where to ask, from the issuer's own document.
     async fn endpoint(&self) -> Result<Url, String> {
-        let mut known = self.endpoint.lock().await;
-        let now = self.clock.now();
-        if let Some(Endpoint { at, url }) = &*known
-            && within(now, *at, if url.is_ok() { FRESH } else { FAILURE_PAUSE })
-        {
-            return url.clone();
-        }
-        let url = self.issuer.keys.metadata().await.and_then(|metadata| {
-            let url = metadata.get("introspection_endpoint").and_then(Value::as_str);
-            let url = url.and_then(|url| Url::parse(url).ok()).filter(is_safe);
-            url.ok_or_else(|| "its discovery document has no usable introspection_endpoint".to_owned())
-        });
-        *known = Some(Endpoint { at: now, url: url.clone() });
-        url
+        let metadata = self.issuer.keys.metadata().await?;
+        let url = metadata.get("introspection_endpoint").and_then(Value::as_str);
+        let url = url.and_then(|url| Url::parse(url).ok()).filter(is_safe);
+        url.ok_or_else(|| "its discovery document has no usable introspection_endpoint".to_owned())
     }
 
     /// Our client's name and secret (RFC 6749 §2.3.1), as a header that is not shown.

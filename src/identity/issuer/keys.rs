@@ -64,6 +64,13 @@ pub(super) struct IssuerKeys {
     state: RwLock<State>,
     /// Held by the one fetch under way.
     flight: Mutex<()>,
+    document: Mutex<Option<Document>>,
+}
+
+/// The discovery document, or why there is none, and since when. Strangers can make obo ask for it: they open a page.
+struct Document {
+    at: Timestamp,
+    read: Result<Arc<Value>, String>,
 }
 
 #[derive(Clone, Default)]
@@ -88,7 +95,7 @@ enum Reason {
 
 impl IssuerKeys {
     pub(super) fn new(issuer: String, egress: Egress, clock: SharedClock) -> Self {
-        Self { issuer, egress, clock, state: RwLock::default(), flight: Mutex::default() }
+        Self { issuer, egress, clock, state: RwLock::default(), flight: Mutex::default(), document: Mutex::default() }
     }
 
     /// The keys that may have signed a token with this key id and algorithm, issued then as it says itself; never none.
@@ -169,8 +176,29 @@ impl IssuerKeys {
         self.state().fetched.map(|(at, _)| later(at, FRESH))
     }
 
-    /// The issuer's discovery document, fetched anew.
-    pub(super) async fn metadata(&self) -> Result<Value, String> {
+    /// The issuer's discovery document, not older than [`FRESH`].
+    ///
+    /// # Cancellation
+    /// As [`IssuerKeys::find`].
+    pub(super) async fn metadata(self: &Arc<Self>) -> Result<Arc<Value>, String> {
+        let this = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let mut known = this.document.lock().await;
+            let now = this.clock.now();
+            if let Some(Document { at, read }) = &*known
+                && within(now, *at, if read.is_ok() { FRESH } else { FAILURE_PAUSE })
+            {
+                return read.clone();
+            }
+            let read = this.fetch_metadata().await.map(Arc::new);
+            *known = Some(Document { at: now, read: read.clone() });
+            read
+        });
+        // Only a defect or the end of the runtime gets here.
+        task.await.unwrap_or_else(|_| Err("the fetch of its discovery document broke off".to_owned()))
+    }
+
+    async fn fetch_metadata(&self) -> Result<Value, String> {
         let metadata = self.discover().await?;
         // Discovery documents are forged more easily than tokens: it must speak of this issuer, to the letter
         // (RFC 8414 §3.3, OpenID Connect Discovery §4.3).
@@ -181,7 +209,7 @@ impl IssuerKeys {
     }
 
     async fn fetch(&self) -> Result<KeySet, String> {
-        let metadata = self.metadata().await?;
+        let metadata = self.fetch_metadata().await?;
         let url = metadata.get("jwks_uri").and_then(Value::as_str).and_then(|url| Url::parse(url).ok());
         let url = url.ok_or("its discovery document has no jwks_uri")?;
         match self.get(url).await? {

@@ -8,11 +8,13 @@ use tokio::sync::watch;
 use super::idp::{EC, Idp, Introspects, with, without};
 use super::{READ, WRITE, call, list};
 use crate::support::mcp::link_of;
+use crate::support::rest::application;
 use crate::support::{Mcp, TestObo};
 
 async fn with_introspection(further: &str) -> (TestObo, Idp) {
     let idp = Idp::start(&[&EC]).await;
-    let config = format!("[server]\nconsent_wait = \"0s\"\n{}", idp.introspecting("corp", further));
+    let shop = application("shop", "acme", "");
+    let config = format!("[server]\nconsent_wait = \"0s\"\n{shop}{}", idp.introspecting("corp", further));
     (TestObo::builder().config(&config).start().await, idp)
 }
 
@@ -53,7 +55,7 @@ async fn an_opaque_token_is_its_persons_and_the_same_rules_hold() {
     assert_eq!(link(&signed).await, link("opaque").await);
     assert_eq!(idp.asked(), 6);
     // What is for others is not asked about: tokens of obo, applications' keys, what is too long.
-    for token in ["obo_opaque", "obo_a.b", &"x".repeat(20_000)] {
+    for token in ["obo_opaque", "obo_a.b", "shop-key", "oboapp_shop_key", &"x".repeat(20_000)] {
         assert_ne!(list(&obo, token).await.status, 200);
     }
     let named = super::modern(&obo, "tools/list", json!({})).bearer_auth("opaque").header("obo-user", "alice");

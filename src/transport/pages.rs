@@ -23,7 +23,7 @@ use crate::consent::{
 };
 use crate::failure::Failure;
 use crate::id::Person;
-use crate::identity::{Credential, IdentityError};
+use crate::identity::{Credential, IdentityError, Via};
 use crate::oauth::Revocation;
 use crate::secret::Secret;
 
@@ -34,6 +34,9 @@ mod guard;
 const STYLE: &str = include_str!("pages/style.css");
 /// Longest form accepted, in bytes: an identity provider's token is at most 16 KiB.
 const MAX_FORM_BYTES: usize = 32 * 1024;
+
+/// Most characters of a client's name beside a code.
+const MAX_SHOWN_ACTOR_CHARS: usize = 40;
 
 /// Longest that a form may take to arrive.
 const FORM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -289,12 +292,16 @@ async fn sign_in(pages: &Pages, flow: &str, cookie: &BrowserCookie, token: Optio
     }
 }
 
-/// Signs a browser in with the token that was typed into a form; `None` where it is not a good one.
+/// Signs a browser in with the token of obo that was typed into a form; `None` where it is not a good one.
+///
+/// A token of an issuer is its client's: what that client may do is bounded by the token's scopes, and a browser that is
+/// signed in may do everything the person may.
 async fn token_cookie(pages: &Pages, token: Option<Secret>) -> Result<Option<BrowserCookie>, Failure> {
     let Some(token) = token else { return Ok(None) };
     let token = Secret::new(token.expose().trim());
     match pages.obo.authenticate(&Credential::Bearer { token, obo_user: None }).await {
-        Ok(subject) => pages.consent().sign_in(&subject).await.map(Some),
+        Ok(subject) if *subject.via() == Via::OboToken => pages.consent().sign_in(&subject).await.map(Some),
+        Ok(_) => Ok(None),
         Err(IdentityError::Unavailable { cause }) => Err(Failure::internal(cause)),
         Err(_) => Ok(None),
     }
@@ -386,7 +393,8 @@ async fn render_returned(pages: &Pages, cookie: &BrowserCookie, returned: Return
                 form: &form,
                 code: back.code.expose(),
                 person: &back.person.to_string(),
-                actor: &back.actor,
+                // Whoever made the link chose it, and it stands beside the code.
+                actor: &back.actor.chars().take(MAX_SHOWN_ACTOR_CHARS).collect::<String>(),
                 provider: &back.provider_name,
             };
             page(StatusCode::OK, &type_back, &[])

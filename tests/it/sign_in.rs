@@ -141,8 +141,6 @@ async fn t6_t18_an_id_token_that_is_not_for_this_sign_in_signs_nobody_in() {
         assert_eq!(page.status, status, "{wrong:?}");
         assert!(browser.get(&link).await.text.contains("Sign in with corp"), "{wrong:?}");
     }
-    issuer.be_wrong(Wrong::NoPkce);
-    assert_eq!(Browser::new().get(&link).await.status, 503, "without PKCE nobody is sent there");
     issuer.be_wrong(Wrong::Nothing);
     let mut browser = Browser::new();
     assert_eq!(sign_in(&mut browser, &issuer, &link, "alice").await.status, 303, "and a failure can be tried again");
@@ -224,4 +222,48 @@ async fn t2_a_disconnect_form_of_somebody_else_does_nothing() {
     let forged = alices.submit_from(&page, &[], Some("https://evil.example"), Some("cross-site")).await;
     assert_eq!(forged.status, 403);
     assert!(alices.get(&account).await.text.contains("alice@example.com"), "still connected");
+}
+
+#[tokio::test]
+async fn without_pkce_nobody_is_sent_to_an_issuer() {
+    let (obo, issuer) = with_issuer().await;
+    issuer.be_wrong(Wrong::NoPkce);
+    let link = link_for(&obo, &issuer, "alice").await;
+    assert_eq!(Browser::new().get(&link).await.status, 503);
+    // What the issuer says is believed for ten minutes.
+    issuer.be_wrong(Wrong::Nothing);
+    obo.clock.advance(Duration::from_secs(600));
+    let link = link_for(&obo, &issuer, "alice").await;
+    assert_eq!(sign_in(&mut Browser::new(), &issuer, &link, "alice").await.status, 303);
+}
+
+#[tokio::test]
+async fn a_clients_token_signs_no_browser_in() {
+    let (obo, issuer) = with_issuer().await;
+    let token = issuer.access_token("alice", &format!("{}/mcp", obo.base));
+    for page in [format!("{}/account?with=obo", obo.base), link_for(&obo, &issuer, "alice").await] {
+        let mut browser = Browser::new();
+        let mut form = browser.get(&page).await;
+        if !form.text.contains("name=\"token\"") {
+            form.text = form.text.replace("value=\"log_in\"", "value=\"sign_in\"");
+        }
+        assert!(form.text.contains("value=\"sign_in\""), "{}", form.text);
+        assert_ne!(browser.submit(&form, &[("token", &token)]).await.status, 303, "{page}");
+        let after = browser.get(&page).await;
+        assert!(!after.text.contains("alice"), "{}", after.text);
+    }
+}
+
+#[tokio::test]
+async fn t21_strangers_do_not_make_obo_ask_the_issuer_again_and_again() {
+    let (obo, issuer) = with_issuer().await;
+    for _ in 0..20 {
+        let mut browser = Browser::new();
+        let page = browser.get(&format!("{}/account?with=corp", obo.base)).await;
+        assert_eq!(browser.submit(&page, &[]).await.status, 303);
+    }
+    assert_eq!(issuer.documents(), 1);
+    obo.clock.advance(Duration::from_secs(601));
+    Browser::new().get(&format!("{}/account?with=corp", obo.base)).await;
+    assert_eq!(issuer.documents(), 2);
 }

@@ -64,6 +64,7 @@ struct Inner {
     /// Codes, with who signed in and the request they belong to.
     codes: BTreeMap<String, (String, BTreeMap<String, String>)>,
     exchanges: usize,
+    documents: usize,
 }
 
 pub const CLIENT: &str = "obo";
@@ -114,6 +115,11 @@ impl Issuer {
         self.shared.state.lock().unwrap().exchanges
     }
 
+    /// How often the discovery document was read.
+    pub fn documents(&self) -> usize {
+        self.shared.state.lock().unwrap().documents
+    }
+
     /// Signs `user` in at the authorization endpoint that a browser was sent to: where the browser goes next.
     pub fn sign_in(&self, authorization_url: &str, user: &str) -> String {
         let url = url::Url::parse(authorization_url).unwrap();
@@ -161,9 +167,12 @@ async fn discovery(State(shared): State<Arc<Shared>>) -> Json<Value> {
         "authorization_response_iss_parameter_supported": true,
         "token_endpoint_auth_methods_supported": ["client_secret_basic"],
     });
-    if shared.state.lock().unwrap().wrong == Wrong::NoPkce {
+    let mut state = shared.state.lock().unwrap();
+    state.documents += 1;
+    if state.wrong == Wrong::NoPkce {
         document["code_challenge_methods_supported"] = json!(["plain"]);
     }
+    drop(state);
     Json(document)
 }
 

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::audit::{Audit, Event, Kind, Phase};
-use crate::catalog::{Api, Catalog, Provider};
+use crate::catalog::{Api, Catalog, Own, Provider, Runs};
 use crate::clock::SharedClock;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId, ToolName};
@@ -30,12 +30,13 @@ mod request_state;
 mod session;
 mod standing;
 mod visit;
+mod window;
 mod wish;
 
 pub use account::{Account, Connection};
 pub use callback::{CallbackQuery, Connected, Returned, TypeBack};
-pub use confirm::Confirmed;
-pub use flow::{FLOW_TTL, FlowId, MAX_OPEN_PER_PERSON, Need};
+pub use confirm::{Confirmed, Typed};
+pub use flow::{FLOW_TTL, FlowId, MAX_MADE_PER_PERSON, MAX_OPEN_PER_PERSON, Need};
 pub use login::{Back, LoggedIn};
 pub use own::Done;
 pub use session::{BrowserCookie, SESSION_TTL};
@@ -44,6 +45,7 @@ pub use wish::{Progress, State, Wish, Wished};
 
 use flow::{Flow, Flows, NewFlow, Stage};
 use standing::{Standing, Want};
+use window::Window;
 
 /// The longest a call may be held for a consent.
 pub const MAX_WAIT: Duration = Duration::from_secs(50);
@@ -176,6 +178,8 @@ struct Inner {
     door: Arc<dyn Door>,
     wait: Duration,
     local: bool,
+    /// Sign-ins that were begun lately: anybody can begin one.
+    logins: Window<()>,
     /// Wakes held calls of this process when a flow of it ends.
     ended: Notify,
     /// Exchanges under way: none may be cut off between the provider's answer and the vault.
@@ -203,6 +207,7 @@ impl Consent {
                 door,
                 wait,
                 local,
+                logins: Window::new(FLOW_TTL, login::MAX_BEGUN),
                 ended,
                 exchanges: TaskTracker::new(),
             }),
@@ -277,26 +282,28 @@ impl Consent {
         self.check_provable(want.person)?;
         // Before the flow is made: while a stranger holds the port there is no link.
         let base = self.inner.door.base().await?;
-        let (flow, given_before) = self
-            .inner
-            .flows
-            .open(NewFlow {
-                need,
-                tool: Some(want.tool.name.clone()),
-                tool_title: want.title.map(ToOwned::to_owned),
-                actor: ask.actor.to_owned(),
-                local: self.inner.local,
-                headless: false,
-                next_uri: None,
-                call: Some(call_digest(want)),
-            })
-            .await?;
+        let new = NewFlow {
+            need,
+            tool: Some(want.tool.name.clone()),
+            tool_title: want.title.map(ToOwned::to_owned),
+            actor: ask.actor.to_owned(),
+            local: self.inner.local,
+            headless: false,
+            next_uri: None,
+            anew: false,
+            call: Some(call_digest(want)),
+        };
+        let (mut flow, given_before) = self.inner.flows.open(new.clone()).await?;
 
         // A link that was only just made is not waited for: the person does not have it yet.
         let known = given_before || of_retry.is_some_and(|of_retry| of_retry.id == flow.id);
         let hold = known && !ask.refused && !ask.not_enough;
         if hold && let Some(held) = self.hold(want, ask, &flow.id).await? {
             return Ok((flow.id, held));
+        }
+        // Its person is on the way, but nobody can set out by it any more. An exchange is done in a moment.
+        if !flow.is_open(self.inner.clock.now()) && !matches!(flow.stage, Stage::Exchanging { .. }) {
+            (flow, _) = self.inner.flows.open(NewFlow { anew: true, ..new }).await?;
         }
         let request_state = self.seal_request_state(want, &flow.id).await?;
         let link = self.link(&base, &flow, want.provider, request_state, hold)?;
@@ -444,11 +451,30 @@ impl Consent {
         })
     }
 
+    /// Whether a code that a page shows can be typed back by an MCP client.
+    fn takes_codes(&self) -> bool {
+        self.inner.catalog.tools().any(|tool| matches!(tool.runs, Runs::Own(Own::Connect)))
+    }
+
     /// Whether a browser can show that it belongs to a person. A link for anybody else would be good for whoever holds
     /// it, or for nobody.
     fn check_provable(&self, person: &Person) -> Result<(), Failure> {
-        if self.inner.local || self.inner.identity.browser_proof(person).is_some() {
-            return Ok(());
+        match self.inner.identity.browser_proof(person) {
+            _ if self.inner.local => return Ok(()),
+            // A code is typed back to the application, or by Obo.Connect: without it nobody could take it.
+            Some(BrowserProof::Code) if !is_of_application(person) && !self.takes_codes() => {
+                return Err(Failure::new(
+                    Code::AuthorizationRequired,
+                    format!(
+                        "people of {} cannot connect an account here, because nothing could tell that a browser is \
+                         theirs; the operator of this obo server sets client_id for that issuer in obo.toml, or adds \
+                         \"Obo.Connect\" to tools.enable",
+                        person.source
+                    ),
+                ));
+            }
+            Some(_) => return Ok(()),
+            None => {}
         }
         Err(Failure::new(
             Code::AuthorizationRequired,
@@ -460,6 +486,10 @@ impl Consent {
             ),
         ))
     }
+}
+
+fn is_of_application(person: &Person) -> bool {
+    person.source.as_str().starts_with("app:")
 }
 
 fn declined() -> Failure {

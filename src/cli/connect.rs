@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, Global, Who, actor, output};
 use crate::app::{App, Way};
 use crate::catalog::{Api, Provider, Tool};
-use crate::consent::{Consent, Link, Wish};
+use crate::consent::{Consent, Link, Typed, Wish};
 use crate::failure::{Code, Failure};
 use crate::id::Person;
 use crate::transport;
@@ -44,7 +44,7 @@ fn not_connected(failure: Failure) -> Exit {
 }
 
 /// Reads codes until one is right, or the link has ended.
-async fn typed(consent: &Consent, person: &Person, link: &Link) -> Result<String, Exit> {
+async fn typed(consent: &Consent, person: &Person, link: &Link, actor: &str) -> Result<String, Exit> {
     // Not tokio's stdin: a read that nobody ends would keep the process from ending.
     let (sender, mut lines) = tokio::sync::mpsc::channel::<String>(1);
     std::thread::spawn(move || {
@@ -60,9 +60,12 @@ async fn typed(consent: &Consent, person: &Person, link: &Link) -> Result<String
             line = lines.recv() => match line {
                 None => return Err(Exit::failed("stdin ended before the code was typed")),
                 Some(line) if line.trim().is_empty() => {}
-                Some(line) => match consent.confirm_code(person, &line).await {
+                Some(line) => match consent.confirm_code(person, &line, &Typed::InTerminal(&link.flow), actor).await {
                     Ok(connected) => return Ok(connected.grant.account.label.clone()),
-                    Err(failure) if matches!(failure.code, Code::InvalidArguments | Code::NotFound) => {
+                    // The page can be opened again, and shows another code.
+                    Err(failure)
+                        if failure.can_retry || matches!(failure.code, Code::InvalidArguments | Code::NotFound) =>
+                    {
                         eprintln!("{}.", failure.message);
                     }
                     Err(failure) => return Err(failure.into()),
@@ -152,7 +155,7 @@ impl Connect {
         output::line(&link.url)?;
         eprintln!("Then type the code that the page shows, and give it to nobody else (Ctrl-C to stop):");
         let account = tokio::select! {
-            account = typed(consent, person, &link) => account,
+            account = typed(consent, person, &link, &actor) => account,
             () = stop.cancelled() => Err(Exit::failed("stopped before the account was connected")),
         };
         app.obo.drain(transport::SHUTDOWN_GRACE).await;

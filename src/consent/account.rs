@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{Consent, Listener, Visitor};
+use super::{Consent, Visitor};
 use crate::audit::{Event, Kind, Phase, Record};
 use crate::catalog::OWN_TOOLKIT;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source};
-use crate::vault::{Grant, GrantStatus};
+use crate::vault::Grant;
 
 /// How many calls the page shows.
 const RECENT_CALLS: usize = 20;
@@ -77,8 +77,7 @@ impl Consent {
         let used = last_used.get(&(grant.provider.to_string(), grant.account.label.clone())).copied();
         Connection {
             provider_name: provider.map_or_else(|| grant.provider.to_string(), |provider| provider.name.clone()),
-            usable: grant.status == GrantStatus::Active
-                && provider.is_some_and(|p| grant.fingerprint == p.fingerprint()),
+            usable: provider.is_some_and(|provider| super::usable(grant, provider)),
             abilities: grant.scopes.iter().filter(|scope| !base.contains(scope)).map(words).collect(),
             last_used: used,
             default,
@@ -145,7 +144,7 @@ impl Consent {
         provider: &str,
         account_key: &str,
     ) -> Result<Option<Grant>, Failure> {
-        if visitor.listener == Listener::Site && self.signed_in(&visitor.cookie).await?.as_ref() != Some(person) {
+        if !self.is_signed_in_as(person, visitor).await? {
             return Ok(None);
         }
         self.prefer(person, provider, account_key, "browser").await

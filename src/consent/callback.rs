@@ -8,7 +8,7 @@ use url::Url;
 
 use super::Consent;
 use super::flow::{self, Flow, FlowId, Redeemable, Stage};
-use super::visit::{Owner, State, Visitor, scopes_to_ask};
+use super::visit::{Owner, Ticket, Visitor, scopes_to_ask};
 use crate::catalog::Provider;
 use crate::failure::{Code, Failure};
 use crate::id::Person;
@@ -167,7 +167,7 @@ impl Consent {
             tracing::info!(provider = provider_id, why, "an authorization answer was refused");
             Ok(Returned::NotOurs)
         };
-        let Some((state, key)) = State::parse(&query.state) else { return stray("its state is none of ours") };
+        let Some((state, key)) = Ticket::parse(&query.state) else { return stray("its state is none of ours") };
         let Some(flow) = self.inner.flows.find_by_key(&key).await? else { return stray("its flow is not known") };
         // RFC 9700 §4.4: the path tells the providers apart, so that one's code never goes to another's endpoint.
         if flow.need.provider.as_str() != provider_id {
@@ -214,11 +214,8 @@ impl Consent {
                 self.reopen(flow, &provider, message, true, "consent.refused").await
             }
             Ok(code) => {
-                let redeemable = Redeemable {
-                    code: code.expose().to_owned(),
-                    verifier: forwarded.verifier,
-                    redirect_uri: forwarded.redirect_uri,
-                };
+                let redeemable =
+                    Redeemable { code, verifier: forwarded.verifier, redirect_uri: forwarded.redirect_uri };
                 match confirmer {
                     None => self.exchange(flow, provider, redeemable).await,
                     Some(confirmer) => self.keep_unconfirmed(flow, &provider, redeemable, confirmer, visitor).await,
@@ -334,9 +331,9 @@ impl Consent {
         provider: &Provider,
         redeemable: Redeemable,
     ) -> Result<(Account, TokenAnswer), OauthError> {
-        let (code, verifier) = (Secret::new(redeemable.code), redeemable.verifier.map(Secret::new));
+        let verifier = redeemable.verifier.map(Secret::new);
         let oauth = &self.inner.oauth;
-        let answer = oauth.exchange(provider, &code, verifier.as_ref(), &redeemable.redirect_uri).await?;
+        let answer = oauth.exchange(provider, &redeemable.code, verifier.as_ref(), &redeemable.redirect_uri).await?;
         match self.account_of(provider, &answer.access_token).await {
             Ok(account) => Ok((account, answer)),
             Err(error) => {

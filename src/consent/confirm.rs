@@ -14,7 +14,7 @@ use url::Url;
 use super::Consent;
 use super::callback::{Connected, Returned, TypeBack};
 use super::flow::{self, Flow, FlowId, HELD_TTL, Held, HeldFor, Redeemable, Stage};
-use super::visit::{State, Visitor};
+use super::visit::{Ticket, Visitor};
 use crate::catalog::Provider;
 use crate::clock::later;
 use crate::failure::{Code, Failure};
@@ -66,7 +66,7 @@ impl Consent {
         let (by, returned) = match confirmer {
             Confirmer::Application(mut url) => {
                 // Not the id in the link, which its maker knows: they would open the application's page with it.
-                let ticket = State::new(&flow);
+                let ticket = Ticket::new(&flow);
                 url.query_pairs_mut().append_pair("flow_id", ticket.text.expose());
                 (HeldFor::Application { ticket: ticket.hash() }, Returned::AtApplication(url))
             }
@@ -104,93 +104,116 @@ impl Consent {
         flow_id: &str,
         user: &str,
     ) -> Result<Confirmed, Failure> {
-        let Some((ticket, key)) = State::parse(flow_id) else { return Ok(Confirmed::Unknown) };
+        let Some((ticket, key)) = Ticket::parse(flow_id) else { return Ok(Confirmed::Unknown) };
         let Some(mut flow) = self.inner.flows.find_by_key(&key).await? else { return Ok(Confirmed::Unknown) };
         let person = &flow.need.person;
         if person.source != *application.source() || person.tenant != *application.tenant() {
             return Ok(Confirmed::Unknown);
         }
+        let actor = application.source().as_str();
         let Stage::Held(Held { redeemable, by: HeldFor::Application { ticket: kept }, until, .. }) = flow.stage.clone()
         else {
+            self.note_of(&flow, actor, "consent.used_flow_id", Some(Code::Denied)).await;
             return Ok(Confirmed::Unknown);
         };
         if !bool::from(ticket.hash().ct_eq(&kept)) || self.inner.clock.now() >= until {
+            self.note_of(&flow, actor, "consent.used_flow_id", Some(Code::Denied)).await;
             return Ok(Confirmed::Unknown);
         }
         if person.user.as_str() != user {
-            self.end_flow(&mut flow, Stage::Mismatch, "consent.user_mismatch").await?;
+            self.end_flow(&mut flow, Stage::Mismatch, actor, "consent.user_mismatch").await?;
             return Ok(Confirmed::UserMismatch);
         }
-        self.redeem(flow, redeemable).await
+        self.redeem(flow, redeemable, actor).await
     }
 
-    /// Takes the code that a person typed back.
+    /// Takes the code that a person typed back; `actor` is who passed it on.
     ///
     /// # Errors
     /// `invalid_arguments`: it is not a code, or not the one that was shown. `not_found`: no link of this person waits
     /// for one. What else an exchange may fail with.
-    pub async fn confirm_code(&self, person: &Person, typed: &str) -> Result<Box<Connected>, Failure> {
+    pub async fn confirm_code(
+        &self,
+        person: &Person,
+        typed: &str,
+        from: &Typed<'_>,
+        actor: &str,
+    ) -> Result<Box<Connected>, Failure> {
         let typed = parse_code(typed).ok_or_else(|| {
             let text = "a code has eight letters, such as BCDF-GHJK; type the one that the page shows";
             Failure::new(Code::InvalidArguments, text)
         })?;
-        let mut waiting = false;
-        for flow in self.inner.flows.of(person).await? {
-            match self.try_code(flow, typed.expose()).await? {
-                Tried::NotWaiting => {}
-                Tried::Wrong => waiting = true,
-                Tried::Right(flow, redeemable) => {
-                    return match self.redeem(*flow, redeemable).await? {
-                        Confirmed::Connected(connected) => Ok(connected),
-                        Confirmed::Failed(failure) => Err(failure),
-                        Confirmed::UserMismatch | Confirmed::Unknown => Err(no_code_awaited()),
-                    };
-                }
-            }
+        let (flow, redeemable) = self.try_code(person, &typed, from, actor).await?;
+        match self.redeem(flow, redeemable, actor).await? {
+            Confirmed::Connected(connected) => Ok(connected),
+            Confirmed::Failed(failure) => Err(failure),
+            Confirmed::UserMismatch | Confirmed::Unknown => Err(no_code_awaited()),
         }
-        if waiting {
-            let text = "that is not the code; type the one that the page shows. After five wrong ones the link is void";
-            return Err(Failure::new(Code::InvalidArguments, text));
-        }
-        Err(no_code_awaited())
     }
 
-    /// Compares a typed code with the one that a flow waits for. The try is counted before the code is looked at, so that
-    /// many at once are not more than one after the other.
-    async fn try_code(&self, mut flow: Flow, typed: &str) -> Result<Tried, Failure> {
+    /// The flow that a typed code belongs to. A wrong one counts at each that waits for one, before anybody else of this
+    /// process may try: many at once are not more than one after the other.
+    async fn try_code(
+        &self,
+        person: &Person,
+        typed: &Secret,
+        from: &Typed<'_>,
+        actor: &str,
+    ) -> Result<(Flow, Redeemable), Failure> {
+        let keys = self.inner.keys.open().await?;
+        let _alone = self.inner.flows.alone(&keys, person).await;
         for _ in 0..MAX_READS {
-            let Stage::Held(Held { by: HeldFor::Code { code, tries }, until, redeemable, browser }) =
-                flow.stage.clone()
-            else {
-                return Ok(Tried::NotWaiting);
-            };
-            if self.inner.clock.now() >= until || tries == 0 {
-                return Ok(Tried::NotWaiting);
+            let now = self.inner.clock.now();
+            let mut wrong = Vec::new();
+            for flow in self.inner.flows.of_person(&keys, person).await? {
+                let Stage::Held(Held { by: HeldFor::Code { code, tries }, until, redeemable, .. }) = &flow.stage else {
+                    continue;
+                };
+                if now >= *until || *tries == 0 || !from.reaches(&flow) {
+                    continue;
+                }
+                if bool::from(hash(&flow.id, typed.expose()).ct_eq(code)) {
+                    let redeemable = redeemable.clone();
+                    return Ok((flow, redeemable));
+                }
+                wrong.push(flow);
             }
-            let left = HeldFor::Code { code, tries: tries - 1 };
-            flow.stage = Stage::Held(Held { by: left, until, browser, redeemable: redeemable.clone() });
-            match self.inner.flows.save(&mut flow).await {
-                Ok(()) => {}
-                Err(StoreError::Conflict) => match self.inner.flows.find(&flow.id).await? {
-                    Some(newer) => {
-                        flow = newer;
-                        continue;
-                    }
-                    None => return Ok(Tried::NotWaiting),
-                },
-                Err(error) => return Err(flow::unavailable(error)),
+            if wrong.is_empty() {
+                return Err(no_code_awaited());
             }
-            if bool::from(hash(&flow.id, typed).ct_eq(&code)) {
-                return Ok(Tried::Right(Box::new(flow), redeemable));
+            let mut counted = true;
+            for mut flow in wrong {
+                // Another process was quicker: everything is read and compared again.
+                counted &= self.count_wrong(&mut flow, actor).await?;
             }
-            if tries == 1 {
-                self.end_flow(&mut flow, Stage::Mismatch, "consent.code_void").await?;
-            } else {
-                self.note(&flow, None, "consent.code_wrong", Some(Code::Denied)).await;
+            if counted {
+                let text =
+                    "that is not the code; type the one that the page shows. After five wrong ones the link is void";
+                return Err(Failure::new(Code::InvalidArguments, text));
             }
-            return Ok(Tried::Wrong);
         }
         Err(Failure::internal("a consent flow kept changing while a code was tried"))
+    }
+
+    /// Counts a wrong code at a flow; the last one ends it. `false` when somebody else has just changed it.
+    async fn count_wrong(&self, flow: &mut Flow, actor: &str) -> Result<bool, Failure> {
+        let Stage::Held(Held { by: HeldFor::Code { tries, .. }, .. }) = &mut flow.stage else { return Ok(true) };
+        *tries -= 1;
+        let void = *tries == 0;
+        if void {
+            flow.stage = Stage::Mismatch;
+        }
+        match self.inner.flows.save(flow).await {
+            Ok(()) => {}
+            Err(StoreError::Conflict) => return Ok(false),
+            Err(error) => return Err(flow::unavailable(error)),
+        }
+        let what = if void { "consent.code_void" } else { "consent.code_wrong" };
+        self.note_of(flow, actor, what, Some(Code::Denied)).await;
+        if void {
+            self.inner.ended.notify_waiters();
+        }
+        Ok(true)
     }
 
     /// Throws a consent away that waits to be confirmed: the browser that gave it says that it was not meant. `false` when
@@ -205,15 +228,15 @@ impl Consent {
             return Ok(false);
         }
         tracing::warn!(flow = ?flow.id, person = %flow.need.person, actor = flow.actor, "a browser disowned a consent");
-        self.end_flow(&mut flow, Stage::Declined, "consent.disowned").await?;
+        self.end_flow(&mut flow, Stage::Declined, "browser", "consent.disowned").await?;
         Ok(true)
     }
 
-    async fn redeem(&self, flow: Flow, redeemable: Redeemable) -> Result<Confirmed, Failure> {
+    async fn redeem(&self, flow: Flow, redeemable: Redeemable, actor: &str) -> Result<Confirmed, Failure> {
         let Some(provider) = self.inner.catalog.provider(flow.need.provider.as_str()).cloned() else {
             return Ok(Confirmed::Unknown);
         };
-        self.note(&flow, None, "consent.confirmed", None).await;
+        self.note_of(&flow, actor, "consent.confirmed", None).await;
         Ok(match self.exchange(flow, Arc::clone(&provider), redeemable).await? {
             Returned::Connected(connected) => Confirmed::Connected(connected),
             Returned::Failed { message, .. } => Confirmed::Failed(Failure {
@@ -225,27 +248,38 @@ impl Consent {
     }
 
     /// Ends a flow, unless somebody else has just done it.
-    async fn end_flow(&self, flow: &mut Flow, stage: Stage, what: &str) -> Result<(), Failure> {
+    async fn end_flow(&self, flow: &mut Flow, stage: Stage, actor: &str, what: &str) -> Result<(), Failure> {
         flow.stage = stage;
         match self.inner.flows.save(flow).await {
             Ok(()) => {}
             Err(StoreError::Conflict) => return Ok(()),
             Err(error) => return Err(flow::unavailable(error)),
         }
-        self.note(flow, None, what, Some(Code::Denied)).await;
+        self.note_of(flow, actor, what, Some(Code::Denied)).await;
         self.inner.ended.notify_waiters();
         Ok(())
     }
 }
 
-/// What became of a typed code at one flow.
-enum Tried {
-    /// It waits for none.
-    NotWaiting,
-    /// It waits for another.
-    Wrong,
-    /// It was this one's.
-    Right(Box<Flow>, Redeemable),
+/// Where a code was typed, and so which links it can be for.
+#[derive(Debug, Clone, Copy)]
+pub enum Typed<'a> {
+    /// In the terminal that gave out this link: for this one only.
+    InTerminal(&'a FlowId),
+    /// In a client, about an account of this provider. Not for a terminal's links.
+    InClient(&'a str),
+    /// In an application. Not for a terminal's links.
+    InApplication,
+}
+
+impl Typed<'_> {
+    fn reaches(&self, flow: &Flow) -> bool {
+        match self {
+            Self::InTerminal(id) => flow.id == **id,
+            Self::InClient(provider) => !flow.headless && flow.need.provider.as_str() == *provider,
+            Self::InApplication => !flow.headless,
+        }
+    }
 }
 
 fn no_code_awaited() -> Failure {

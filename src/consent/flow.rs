@@ -1,9 +1,9 @@
 //! A consent flow: one link, from the call that asked for it to the code that was exchanged.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use url::Url;
 
+use super::window::Window;
 use crate::clock::{SharedClock, later, remaining};
 use crate::failure::{Code, Failure};
-use crate::id::{Person, ProviderId, TenantId, ToolName};
+use crate::id::{Person, ProviderId, Source, TenantId, ToolName};
 use crate::keys::{Context, Keys, OpenKeys};
-use crate::secret::random_text;
+use crate::secret::{Secret, random_text};
 use crate::store::{Record, RecordKey, Store, StoreError, Table, Write};
 
 /// How many random bytes a flow id has. The link is a capability to see the page, so it must not be guessable.
@@ -33,8 +34,10 @@ const MAX_CALLS: usize = 64;
 /// How long a code of the provider is kept unexchanged while it is confirmed whose it is. Providers take a code back
 /// after one to ten minutes.
 pub(super) const HELD_TTL: Duration = Duration::from_secs(300);
-/// How many links of one tenant may be made within [`FLOW_TTL`], by one process.
-const MAX_NEW_PER_TENANT: usize = 10_000;
+/// How many links of one person may be made within [`FLOW_TTL`], the finished ones included.
+pub const MAX_MADE_PER_PERSON: usize = 100;
+/// How many links of one source in one tenant may be made within [`FLOW_TTL`], by one process.
+const MAX_MADE_PER_SOURCE: usize = 10_000;
 /// Over how many locks the makers of links are spread.
 const STRIPES: usize = 64;
 
@@ -141,12 +144,18 @@ pub(super) struct Forwarded {
 /// What an exchange needs, besides the flow.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Redeemable {
-    /// The provider's code. It stands in a sealed record only, and for at most [`HELD_TTL`].
-    pub(super) code: String,
+    /// The provider's code. It stands in a sealed record only, and counts for [`HELD_TTL`].
+    #[serde(serialize_with = "into_sealed_record")]
+    pub(super) code: Secret,
     /// The PKCE verifier.
     pub(super) verifier: Option<String>,
     /// Where the provider sent the browser.
     pub(super) redirect_uri: Url,
+}
+
+/// The one place where a code is serialised: into the record that is sealed.
+fn into_sealed_record<S: serde::Serializer>(code: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(code.expose())
 }
 
 /// A code that waits for a confirmation.
@@ -216,8 +225,19 @@ impl Flow {
     pub(super) fn is_pending(&self, now: Timestamp) -> bool {
         match &self.stage {
             Stage::Exchanging { since } => now < later(*since, LONGEST_EXCHANGE),
+            // The person is at the provider, or about to confirm: their answer counts for that long.
+            Stage::Forwarded(forwarded) => now < forwarded.until || self.is_open(now),
             Stage::Held(held) => now < held.until || self.is_open(now),
             _ => self.is_open(now),
+        }
+    }
+
+    /// Until when something that is under way may still come back.
+    fn awaited_until(&self) -> Timestamp {
+        match &self.stage {
+            Stage::Forwarded(forwarded) => forwarded.until,
+            Stage::Held(held) => held.until,
+            _ => self.expires_at,
         }
     }
 
@@ -244,56 +264,33 @@ pub(super) struct Flows {
     makers: Arc<Makers>,
 }
 
-/// Those who make links in this process: they count before they add, so one at a time for a person.
+/// Those who make links in this process.
 struct Makers {
+    /// One at a time for a person: they count before they add.
     stripes: [tokio::sync::Mutex<()>; STRIPES],
-    /// When each tenant's newest links were made, oldest first.
-    made: Mutex<HashMap<TenantId, VecDeque<Timestamp>>>,
-}
-
-impl Makers {
-    fn new() -> Self {
-        Self { stripes: std::array::from_fn(|_| tokio::sync::Mutex::new(())), made: Mutex::default() }
-    }
-
-    /// Counts a new link of a tenant, unless it has made too many.
-    fn count(&self, tenant: &TenantId, now: Timestamp) -> bool {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.retain(|_, times| {
-            while times.front().is_some_and(|time| later(*time, FLOW_TTL) <= now) {
-                times.pop_front();
-            }
-            !times.is_empty()
-        });
-        let times = made.entry(tenant.clone()).or_default();
-        let room = times.len() < MAX_NEW_PER_TENANT;
-        if room {
-            times.push_back(now);
-        }
-        room
-    }
+    /// By tenant and source: an application must not use up what an organisation's own people have.
+    made: Window<(TenantId, Source)>,
 }
 
 impl Flows {
     pub(super) fn new(store: Arc<dyn Store>, keys: Keys, clock: SharedClock) -> Self {
-        Self { store, keys, clock, makers: Arc::new(Makers::new()) }
+        let stripes = std::array::from_fn(|_| tokio::sync::Mutex::new(()));
+        let made = Window::new(FLOW_TTL, MAX_MADE_PER_SOURCE);
+        Self { store, keys, clock, makers: Arc::new(Makers { stripes, made }) }
     }
 
     /// Finds an open flow for the same need, or makes one; says whether this call was given it before.
     pub(super) async fn open(&self, new: NewFlow) -> Result<(Flow, bool), Failure> {
         let keys = self.keys.open().await?;
-        let owner = keys.record_key(Table::Flow, &new.need.person.parts());
-        let _alone = self.makers.stripes[usize::from(owner[0]) % STRIPES].lock().await;
+        let _alone = self.alone(&keys, &new.need.person).await;
         // A conflict means that another call of the same person changed the same flow: read again.
         for _ in 0..8 {
             let now = self.clock.now();
-            let open: Vec<Flow> = self
-                .of_person(&keys, &new.need.person)
-                .await?
-                .into_iter()
-                .filter(|flow| flow.is_pending(now))
-                .collect();
-            let same = open.iter().filter(|flow| flow.is_for(&new)).max_by_key(|flow| flow.expires_at);
+            let all = self.of_person(&keys, &new.need.person).await?;
+            let made = all.iter().filter(|flow| now < flow.expires_at).count();
+            let open: Vec<Flow> = all.into_iter().filter(|flow| flow.is_pending(now)).collect();
+            let same = open.iter().filter(|flow| flow.is_for(&new) && (flow.is_open(now) || !new.anew));
+            let same = same.max_by_key(|flow| flow.expires_at);
             if let Some(flow) = same {
                 let given_before = new.call.is_some_and(|call| flow.calls.contains(&call));
                 // One whose code is being exchanged is done in a moment: waiting is better than a second link.
@@ -313,6 +310,10 @@ impl Flows {
                     }
                 }
             }
+            if made >= MAX_MADE_PER_PERSON {
+                let text = "too many connect links were made for this person; try again in a few minutes";
+                return Err(Failure::new(Code::RateLimited, text).after(Some(WORTH_REUSING)));
+            }
             if open.len() >= MAX_OPEN_PER_PERSON {
                 return Err(Failure::new(
                     Code::RateLimited,
@@ -322,8 +323,9 @@ impl Flows {
                 )
                 .after(Some(FLOW_TTL)));
             }
-            if !self.makers.count(&new.need.person.tenant, now) {
-                tracing::warn!(tenant = %new.need.person.tenant, "as many connect links as one tenant may make in ten minutes");
+            let Person { tenant, source, .. } = &new.need.person;
+            if !self.makers.made.count((tenant.clone(), source.clone()), now) {
+                tracing::warn!(%tenant, %source, "as many connect links as may be made in ten minutes");
                 let text = "too many connect links were made for this organisation; try again in a few minutes";
                 return Err(Failure::new(Code::RateLimited, text).after(Some(WORTH_REUSING)));
             }
@@ -346,6 +348,12 @@ impl Flows {
             return Ok((flow, false));
         }
         Err(Failure::internal("a consent flow kept changing while it was read"))
+    }
+
+    /// Keeps this process from looking at a person's flows and changing them twice at once.
+    pub(super) async fn alone(&self, keys: &OpenKeys, person: &Person) -> tokio::sync::MutexGuard<'_, ()> {
+        let owner = keys.record_key(Table::Flow, &person.parts());
+        self.makers.stripes[usize::from(owner[0]) % STRIPES].lock().await
     }
 
     /// Reads a flow by its id.
@@ -408,14 +416,15 @@ impl Flows {
             key,
             owner: keys.record_key(Table::Flow, &flow.need.person.parts()),
             generation: flow.generation,
-            // Kept a while after it expired, so that a late browser is told what happened.
-            expires_at: Some(later(flow.expires_at, FLOW_TTL)),
+            // Kept a while after it expired, so that a late browser is told what happened, and one that is not late is not.
+            expires_at: Some(later(flow.expires_at, FLOW_TTL).max(flow.awaited_until())),
             sealed,
         })
     }
 }
 
 /// What a new flow is made from.
+#[derive(Clone)]
 pub(super) struct NewFlow {
     pub(super) need: Need,
     pub(super) tool: Option<ToolName>,
@@ -424,6 +433,8 @@ pub(super) struct NewFlow {
     pub(super) local: bool,
     pub(super) headless: bool,
     pub(super) next_uri: Option<Url>,
+    /// Not one whose link can no longer be opened, although it may still end well.
+    pub(super) anew: bool,
     pub(super) call: Option<[u8; 32]>,
 }
 
@@ -446,19 +457,6 @@ pub(super) fn unavailable(error: StoreError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tenant_makes_so_many_links_in_ten_minutes_and_another_its_own() {
-        let makers = Makers::new();
-        let [acme, globex]: [TenantId; 2] = ["acme", "globex"].map(|name| name.parse().unwrap());
-        let now: Timestamp = "2026-11-24T08:00:00Z".parse().unwrap();
-        assert!((0..MAX_NEW_PER_TENANT).all(|_| makers.count(&acme, now)));
-        assert!(!makers.count(&acme, now));
-        assert!(makers.count(&globex, now));
-        assert!(!makers.count(&acme, later(now, FLOW_TTL - Duration::from_secs(1))));
-        assert!(makers.count(&acme, later(now, FLOW_TTL)));
-        assert_eq!(makers.made.lock().unwrap().len(), 1, "who makes none any more is forgotten");
-    }
 
     #[test]
     fn flow_ids_are_long_random_and_strictly_read() {

@@ -13,7 +13,7 @@ use url::Url;
 use super::session::BrowserCookie;
 use super::{CallbackQuery, Consent, FLOW_TTL, FlowId, Visitor, flow};
 use crate::clock::later;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::id::{Source, TenantId};
 use crate::identity::{IdentityError, SignIn};
 use crate::keys::{Context, KeyError};
@@ -23,6 +23,9 @@ use crate::store::{Record, RecordKey, StoreError, Table, Write};
 
 /// How many random bytes a state has.
 const STATE_BYTES: usize = 32;
+/// How many sign-ins may be begun within [`FLOW_TTL`], by one process. Anybody can begin one, and each is kept for that
+/// long: about 100 MB.
+pub(super) const MAX_BEGUN: usize = 100_000;
 /// How many random bytes a nonce has.
 const NONCE_BYTES: usize = 32;
 
@@ -96,6 +99,9 @@ impl Consent {
     /// `vault_unavailable`, or the issuer does not answer.
     pub async fn begin_login(&self, source: &Source, back: Back, visitor: &Visitor) -> Result<Option<Url>, Failure> {
         let Some(sign_in) = self.sign_in_at(source).await? else { return Ok(None) };
+        if !self.inner.logins.count((), self.inner.clock.now()) {
+            return Err(Failure::new(Code::RateLimited, "too many sign-ins were begun; try again in a few minutes"));
+        }
         let redirect_uri = login_redirect_uri(&visitor.base, source)?;
         let state = Secret::new(URL_SAFE_NO_PAD.encode(random::<STATE_BYTES>()));
         let nonce = Secret::new(random_text::<NONCE_BYTES>());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::confirm::Typed;
 use super::flow::{Flow, FlowId, Stage};
 use super::standing::{Standing, Want, no_such_account, which_account};
 use super::{Ask, Consent, Held, MAX_PASSES, NoGrant, call_digest, declined, mismatch, usable};
@@ -130,7 +131,8 @@ impl Consent {
         ask: &Ask<'_>,
     ) -> Result<Done, NoGrant> {
         if let Some(code) = given.text("code") {
-            return Ok(self.finish_by_code(permit.person(), code).await?);
+            let provider = given.text("provider").unwrap_or_default();
+            return Ok(self.finish_by_code(permit.person(), provider, code, ask.actor).await?);
         }
         let want = &wanted(permit, offered, given)?;
         let ask = &Ask { account: given.text("account"), ..*ask };
@@ -170,8 +172,8 @@ impl Consent {
     }
 
     /// Finishes a connection by the code that the person read in their browser.
-    async fn finish_by_code(&self, person: &Person, code: &str) -> Result<Done, Failure> {
-        let connected = self.confirm_code(person, code).await?;
+    async fn finish_by_code(&self, person: &Person, provider: &str, code: &str, actor: &str) -> Result<Done, Failure> {
+        let connected = self.confirm_code(person, code, &Typed::InClient(provider), actor).await?;
         let grant = &connected.grant;
         let mut value = json!({
             "status": "connected",
@@ -210,9 +212,8 @@ impl Consent {
         let flow = match own {
             Some(id) => self.inner.flows.find(id).await?.filter(is_over),
             None => {
-                let keys = self.inner.keys.open().await.map_err(Failure::from)?;
                 let now = self.inner.clock.now();
-                let flows = self.inner.flows.of_person(&keys, want.person).await?;
+                let flows = self.inner.flows.of(want.person).await?;
                 let of_call = |flow: &Flow| is_over(flow) && flow.calls.contains(&digest) && now < flow.expires_at;
                 flows.into_iter().filter(of_call).max_by_key(|flow| flow.expires_at)
             }

@@ -128,7 +128,7 @@ impl Consent {
             Entered::Shut(view) => return Ok(Err(view)),
             Entered::In { flow, provider, confirmer } => (*flow, provider, confirmer),
         };
-        let state = State::new(&flow);
+        let state = Ticket::new(&flow);
         let pkce = provider.oauth.pkce.then(Oauth::pkce);
         let redirect_uri = redirect_uri(&visitor.base, &provider)?;
         let challenge = pkce.as_ref().map(|pkce| pkce.challenge.as_str());
@@ -166,7 +166,7 @@ impl Consent {
         provider: &str,
         account_key: &str,
     ) -> Result<Option<Revocation>, Failure> {
-        if visitor.listener == Listener::Site && !matches!(self.whose(person, visitor).await?, Owner::Same) {
+        if !self.is_signed_in_as(person, visitor).await? {
             return Ok(None);
         }
         self.disconnect(person, provider, account_key, "browser").await
@@ -261,6 +261,14 @@ impl Consent {
         })
     }
 
+    /// Whether a browser may do what its person may: on loopback the machine's own user may.
+    pub(super) async fn is_signed_in_as(&self, person: &Person, visitor: &Visitor) -> Result<bool, Failure> {
+        if visitor.listener == Listener::Local || self.signed_in(&visitor.cookie).await?.as_ref() == Some(person) {
+            return Ok(true);
+        }
+        Ok(matches!(self.whose(person, visitor).await?, Owner::Same))
+    }
+
     pub(super) async fn note_mismatch(&self, flow: &Flow) {
         tracing::warn!(flow = ?flow.id, person = %flow.need.person, "a browser of somebody else opened a connect link");
         self.note(flow, None, "consent.identity_mismatch", Some(Code::Denied)).await;
@@ -275,6 +283,12 @@ impl Consent {
     pub(super) async fn note(&self, flow: &Flow, account: Option<&str>, what: &str, failure: Option<Code>) {
         // What has happened has happened; a record that cannot be kept is logged and counted there.
         let _ = self.inner.audit.event(event(flow, Phase::Outcome, account, what, failure)).await;
+    }
+
+    /// Records what somebody else than whoever asked for the link did with it.
+    pub(super) async fn note_of(&self, flow: &Flow, actor: &str, what: &str, failure: Option<Code>) {
+        tracing::info!(flow = ?flow.id, what, "a consent that waits to be confirmed");
+        let _ = self.inner.audit.event(Event { actor, ..event(flow, Phase::Outcome, None, what, failure) }).await;
     }
 
     /// Puts it on record that a code is about to be exchanged.
@@ -301,7 +315,8 @@ impl Consent {
             tool_title: flow.tool_title.clone(),
             abilities: flow.need.scopes.iter().map(|scope| (words(scope), scope.clone())).collect(),
             held: flow.need.held.len(),
-            account: flow.need.account.clone(),
+            // Whoever holds the link sees the page then: not the name of somebody's account.
+            account: flow.need.account.clone().filter(|_| then.is_none()),
             expires_in: flow.expires_in(self.inner.clock.now()),
             then,
             forward_to,
@@ -381,15 +396,15 @@ fn no_client(error: OauthError) -> Failure {
 
 /// The OAuth `state`, and the flow id that an application is given: the key of the flow's record, which finds it, and 256
 /// random bits, which nobody can guess.
-pub(super) struct State {
+pub(super) struct Ticket {
     pub(super) text: Secret,
 }
 
-const STATE_BYTES: usize = 64;
+const TICKET_BYTES: usize = 64;
 
-impl State {
+impl Ticket {
     pub(super) fn new(flow: &Flow) -> Self {
-        let mut bytes = [0u8; STATE_BYTES];
+        let mut bytes = [0u8; TICKET_BYTES];
         bytes[..32].copy_from_slice(&flow.id.key());
         bytes[32..].copy_from_slice(&random::<32>());
         Self { text: Secret::new(URL_SAFE_NO_PAD.encode(bytes)) }
@@ -397,7 +412,7 @@ impl State {
 
     /// Reads a state that came back: the key of the flow it names, if it is one of ours at all.
     pub(super) fn parse(text: &str) -> Option<(Self, [u8; 32])> {
-        if text.len() != (STATE_BYTES * 4).div_ceil(3) {
+        if text.len() != (TICKET_BYTES * 4).div_ceil(3) {
             return None;
         }
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;

@@ -95,6 +95,7 @@ impl Consent {
             local: self.inner.local,
             headless,
             next_uri,
+            anew: true,
             call: None,
         };
         let (flow, _) = self.inner.flows.open(new).await?;

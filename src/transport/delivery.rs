@@ -22,7 +22,7 @@ use rmcp::model::{
 };
 use serde_json::{Value, json};
 
-use super::config::ConsentDelivery;
+use super::config::{ConsentDelivery, ToolNames};
 use crate::call::Outcome;
 use crate::catalog::OWN_TOOLKIT;
 use crate::consent::Link;
@@ -49,9 +49,19 @@ pub struct Recipient {
     pub refused: bool,
     /// The tool's name as the client spelled it.
     pub tool: String,
+    /// How names are spelled in lists.
+    pub tool_names: ToolNames,
 }
 
 impl Recipient {
+    /// The tool that takes a code which a page shows.
+    fn connect(&self) -> &'static str {
+        match self.tool_names {
+            ToolNames::Underscore => "Obo_Connect",
+            ToolNames::Dotted => "Obo.Connect",
+        }
+    }
+
     fn has(&self, revision: &ProtocolVersion) -> bool {
         self.revision.as_ref().is_some_and(|spoken| spoken >= revision)
     }
@@ -110,7 +120,8 @@ fn authorization(link: &Link, to: &Recipient) -> Result<CallToolResponse, ErrorD
         false => format!("Connect {} so that {} can act for you", link.provider_name, to.tool),
     };
     if link.code_back {
-        message.push_str(". The page ends with a code: give it to your agent, which passes it to Obo_Connect");
+        let connect = to.connect();
+        message.push_str(&format!(". The page ends with a code: give it to your agent, which passes it to {connect}"));
     }
     match form(link, to) {
         Form::Text => Ok(link_result(link, to).into()),
@@ -170,10 +181,11 @@ fn link_result(link: &Link, to: &Recipient) -> CallToolResult {
         )
     };
     if link.code_back && !to.refused {
-        text.push_str(
-            "\nThe page ends with a code. The account is connected once the user has typed that code back: call \
-             Obo_Connect with it as `code`.",
-        );
+        text.push_str(&format!(
+            "\nThe page ends with a code. The account is connected once the user has typed that code back: call {} with \
+             it as `code`.",
+            to.connect()
+        ));
     }
     let object = json!({
         "status": "authorization_required",
@@ -260,6 +272,7 @@ mod tests {
             retried: false,
             refused: false,
             tool: "Google_SendEmail".to_owned(),
+            tool_names: ToolNames::Underscore,
         }
     }
 

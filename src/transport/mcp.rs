@@ -200,6 +200,7 @@ impl<S: Service> ServerHandler for Mcp<S> {
             retried: resume.is_some(),
             refused: resume.as_ref().is_some_and(|resume| resume.refused),
             tool: params.name.to_string(),
+            tool_names: self.settings.tool_names,
         };
         let request = Request {
             tool: params.name.into_owned(),

@@ -21,6 +21,7 @@ use crate::catalog::MAX_ARGUMENT_BYTES;
 use crate::failure::{Code, Failure};
 use crate::identity::{Application, IdentityError};
 use crate::secret::Secret;
+use crate::transport::http::bearer::OBO_USER;
 
 mod auth;
 mod connections;
@@ -64,6 +65,11 @@ pub fn router(obo: Obo) -> Router {
 
 /// Finds out which application asks, before anything of the request is read.
 async fn application(State(obo): State<Obo>, mut request: Request, next: Next) -> Response {
+    // Ignoring it would let a caller believe that it acts as somebody: here the user stands in the request itself.
+    if request.headers().contains_key(OBO_USER) {
+        let text = "Obo-User is for /mcp; here user_id names the user";
+        return Refusal::new(StatusCode::BAD_REQUEST, "bad_request", text).into_response();
+    }
     let key = key(request.headers());
     // From here on nobody needs it, and what is not there cannot be logged.
     request.headers_mut().remove(header::AUTHORIZATION);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use obo::clock::{Clock as _, ManualClock};
+use obo::consent::{Typed, Wish};
+use obo::id::Person;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
@@ -137,6 +139,30 @@ async fn an_unconfirmed_consent_is_good_for_five_minutes_and_a_new_press_replace
     obo.clock.advance(Duration::from_secs(300));
     assert_eq!(confirm(&second).await, 404);
     assert_eq!(obo.provider.token_requests(), 0);
+}
+
+#[tokio::test]
+async fn whoever_is_at_the_provider_when_the_link_expires_still_gets_connected() {
+    let obo = with_verifier().await;
+    let shop = Rest::of(&obo.base, "shop");
+    let started = shop.start("u1", None).await;
+    let path = format!("/v1/auth/status?id={}", started["id"].as_str().unwrap());
+    let mut browser = Browser::new();
+    obo.clock.advance(Duration::from_secs(590));
+    let page = browser.get(started["url"].as_str().unwrap()).await;
+    let pressed = browser.submit(&page, &[]).await;
+    let back = obo.provider.consent(&pressed.location.unwrap(), "alice@example.com").await.unwrap();
+    obo.clock.advance(Duration::from_secs(20));
+    let (status, answer) = shop.get(&path).await;
+    assert_eq!((status, &answer["status"]), (200, &json!("pending")), "{answer}");
+    // Nobody can set out by that link any more: whoever asks gets another one.
+    let again = shop.start("u1", None).await;
+    assert!(again["id"] != started["id"] && again["status"] == "pending", "{again}");
+    let ticket = flow_id(&browser.get(&back).await);
+    obo.clock.advance(Duration::from_secs(299));
+    let (status, answer) = shop.post("/v1/auth/confirm_user", &json!({ "flow_id": ticket, "user_id": "u1" })).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(shop.get(&path).await.1["status"], "completed");
 }
 
 #[tokio::test]
@@ -346,6 +372,31 @@ async fn t1_five_wrong_codes_end_the_link_however_many_come_at_once() {
 }
 
 #[tokio::test]
+async fn right_codes_cost_other_links_nothing() {
+    let obo = with_codes().await;
+    let person =
+        Person { tenant: "acme".parse().unwrap(), source: "app:bot".parse().unwrap(), user: "u1".parse().unwrap() };
+    let (app, consents) = (&obo.app, obo.app.obo.consent());
+    let code_for = async |provider: &str, account: &str| {
+        let provider = app.catalog.provider(provider).unwrap();
+        let api = app.catalog.tools().filter_map(|tool| tool.api()).find(|api| api.provider.id == provider.id).unwrap();
+        let scopes = api.scopes_any_of[0].iter().cloned().collect();
+        let link = consents.connect(Wish::new(&person, provider, scopes, "test")).await.unwrap();
+        code_on(&consent(&obo, &mut Browser::new(), link.url.as_str(), account).await)
+    };
+    let first = code_for("slack", "alice").await;
+    for _ in 0..8 {
+        let code = code_for("google", "alice@example.com").await;
+        assert!(consents.confirm_code(&person, &code, &Typed::InApplication, "test").await.is_ok());
+    }
+    // A client's code is for the provider it names.
+    assert!(consents.confirm_code(&person, &first, &Typed::InClient("google"), "test").await.is_err());
+    assert!(consents.confirm_code(&person, &first, &Typed::InClient("slack"), "test").await.is_ok());
+    let notes = app.audit.read(|r| r.note.as_deref() == Some("consent.code_wrong")).await.unwrap();
+    assert!(notes.is_empty(), "{notes:?}");
+}
+
+#[tokio::test]
 async fn t1_whoever_was_sent_a_link_can_throw_their_consent_away() {
     let obo = with_codes().await;
     let link = link_of(&call(&obo, "bot", "mallory").await).unwrap();
@@ -374,6 +425,7 @@ async fn people_of_an_issuer_without_sign_in_finish_with_a_code_too() {
     clock.set(Arc::clone(&obo.clock)).unwrap();
     let client = Mcp::new(&obo.base, Some(issuer.access_token("alice", &format!("{}/mcp", obo.base))));
     let link = link_of(&client.call(SEND, mail("bob@example.com", "x")).await).unwrap();
+    assert!(!Browser::new().get(&link).await.text.contains("alice@example.com"));
     let page = consent(&obo, &mut Browser::new(), &link, "alice@example.com").await;
     let code = code_on(&page);
     assert_eq!(obo.provider.token_requests(), 0);
@@ -390,6 +442,18 @@ async fn people_of_an_issuer_without_sign_in_finish_with_a_code_too() {
     let done = value_of(&client.call("Obo_Connect", connect).await);
     assert_eq!((&done["status"], &done["account"]), (&json!("connected"), &json!("alice@example.com")), "{done}");
     value_of(&client.call(SEND, mail("bob@example.com", "x")).await);
+}
+
+#[tokio::test]
+async fn a_code_that_nobody_could_take_is_not_promised() {
+    let issuer = Issuer::start(|| 1_795_507_200).await;
+    let table =
+        format!("[[identity.issuer]]\nname = \"corp\"\nissuer = {:?}\n[tools]\nenable = [\"Google.*\"]\n", issuer.url);
+    let obo = TestObo::builder().config(&table).start().await;
+    let client = Mcp::new(&obo.base, Some(issuer.access_token("alice", &format!("{}/mcp", obo.base))));
+    let refused = client.call(SEND, mail("bob@example.com", "x")).await;
+    assert!(link_of(&refused).is_none(), "{refused}");
+    assert!(refused.to_string().contains("client_id") && refused.to_string().contains("Obo.Connect"), "{refused}");
 }
 
 #[tokio::test]
@@ -421,6 +485,11 @@ async fn a_terminal_without_a_browser_types_the_code_back() {
     let pressed = browser.submit(&page, &[]).await;
     let back = provider.consent(&pressed.location.unwrap(), "alice@example.com").await.unwrap();
     let code = code_on(&browser.get(&back).await);
+    // The terminal gave the link out, and the terminal takes the code: a client of the same person does not.
+    let token = program.run(&["token", "issue", "--user", "alice"]).await.stdout.trim().to_owned();
+    let client = Mcp::new(&format!("http://127.0.0.1:{}", program.port), Some(token));
+    let elsewhere = client.call("Obo_Connect", json!({ "provider": "google", "code": code })).await;
+    assert_eq!(code_of(&elsewhere).as_deref(), Some("not_found"), "{elsewhere}");
     stdin.write_all(b"nonsense\n").await.unwrap();
     while !stderr.next_line().await.unwrap().unwrap().contains("a code has eight letters") {}
     stdin.write_all(format!("{code}\n").as_bytes()).await.unwrap();
@@ -468,6 +537,9 @@ async fn rest_refuses_in_the_shape_that_its_clients_read() {
         let (status, answer) = Rest::with_key(&obo.base, bad).post(authorize, &json!({})).await;
         assert_eq!((status, &answer["error"]), (401, &json!("unauthorized")), "{bad:?}");
     }
+    // A user in a header that counts elsewhere must not be overlooked here.
+    let (status, answer) = shop.get_as("u1", "/v1/auth/status?id=x").await;
+    assert_eq!((status, &answer["error"]), (400, &json!("bad_request")));
     // A person's token is not an application's key.
     let (status, _) = Rest::with_key(&obo.base, &obo.token_for("alice").await).post(authorize, &json!({})).await;
     assert_eq!(status, 401);

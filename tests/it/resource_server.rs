@@ -2,6 +2,7 @@
 //! to those that it does not take.
 
 use obo::call::{Outcome, Request};
+use obo::consent::Typed;
 use obo::failure::Code;
 use obo::identity::{Credential, Via};
 use obo::secret::Secret;
@@ -294,8 +295,8 @@ async fn several_issuers_have_people_tenants_groups_and_scopes_of_their_own() {
     let shown = browser.get(&back).await.text;
     let at = shown.find("<p class=\"code\"><code>").unwrap() + 22;
     let code = &shown[at..at + 9];
-    assert!(obo.app.obo.consent().confirm_code(two.person(), code).await.is_err());
-    assert!(obo.app.obo.consent().confirm_code(one.person(), code).await.is_ok());
+    assert!(obo.app.obo.consent().confirm_code(two.person(), code, &Typed::InClient("google"), "test").await.is_err());
+    assert!(obo.app.obo.consent().confirm_code(one.person(), code, &Typed::InClient("google"), "test").await.is_ok());
 
     // A tenant comes from the list or not at all.
     assert_eq!(

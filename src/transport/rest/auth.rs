@@ -16,7 +16,7 @@ use url::Url;
 use super::{Refusal, actor, read};
 use crate::call::Obo;
 use crate::catalog::Provider;
-use crate::consent::{self, Confirmed, Connected, FlowId, Link, Progress, Wish, Wished};
+use crate::consent::{self, Confirmed, Connected, FlowId, Link, Progress, Typed, Wish, Wished};
 use crate::id::{Person, ProviderId};
 use crate::identity::{Application, Subject};
 use crate::secret::AccessToken;
@@ -344,7 +344,10 @@ pub(super) async fn confirm_user(
     let confirm: ConfirmUser = read(&body)?;
     let subject = subject(&application, &confirm.user_id)?;
     let connected = match (&confirm.flow_id, &confirm.code) {
-        (None, Some(code)) => obo.consent().confirm_code(subject.person(), code).await?,
+        (None, Some(code)) => {
+            let actor = actor(&application);
+            obo.consent().confirm_code(subject.person(), code, &Typed::InApplication, &actor).await?
+        }
         (Some(flow_id), None) => {
             match obo.consent().confirm_user(&application, flow_id, subject.person().user.as_str()).await? {
                 Confirmed::Connected(connected) => connected,

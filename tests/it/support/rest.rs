@@ -36,6 +36,11 @@ impl Rest {
         self.answer(self.http.get(format!("{}{path}", self.base))).await
     }
 
+    /// The same with the header in which MCP clients of applications name the user.
+    pub async fn get_as(&self, user: &str, path: &str) -> (u16, Value) {
+        self.answer(self.http.get(format!("{}{path}", self.base)).header("obo-user", user)).await
+    }
+
     /// The status alone.
     pub async fn delete(&self, path: &str) -> u16 {
         let request = self.http.delete(format!("{}{path}", self.base)).header("authorization", &self.key);

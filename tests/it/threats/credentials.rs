@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey};
+use obo::consent::Typed;
 use obo::id::Person;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -159,9 +160,12 @@ async fn t18_a_token_of_the_issuer_stands_for_its_person_and_others_for_nobody()
     };
     let consent = obo.app.obo.consent();
     for somebody_else in [person("default", "obo"), person("acme", "obo"), person("initech", "corp")] {
-        assert!(consent.confirm_code(&somebody_else, code).await.is_err(), "{somebody_else}");
+        assert!(
+            consent.confirm_code(&somebody_else, code, &Typed::InClient("google"), "test").await.is_err(),
+            "{somebody_else}"
+        );
     }
-    assert!(consent.confirm_code(&person("acme", "corp"), code).await.is_ok());
+    assert!(consent.confirm_code(&person("acme", "corp"), code, &Typed::InClient("google"), "test").await.is_ok());
     value_of(&alice.call(SEND, mail("bob@example.com", "x")).await);
     let called = obo.app.audit.read(|r| r.tool.is_some() && r.outcome.as_deref() == Some("ok")).await.unwrap();
     let who: Vec<_> =

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::provider::{Fault, Gate};
 use crate::support::mcp::{code_of, link_of};
-use crate::support::{Mcp, TestObo};
+use crate::support::{Browser, Mcp, TestObo};
 
 /// The status of a request written by hand; its body never arrives.
 async fn status_of(obo: &TestObo, token: Option<&str>, length: &str) -> u16 {
@@ -158,4 +158,23 @@ async fn t21_calls_count_until_they_end_also_without_their_client() {
     assert!(link_of(&bob.call("GoogleCalendar_ListEvents", json!({})).await).is_some());
     gate.open();
     while code_of(&alice.call("GoogleCalendar_ListEvents", json!({})).await).is_some() {}
+}
+
+#[tokio::test]
+async fn t21_links_that_are_ended_at_once_are_counted_too() {
+    let obo = TestObo::builder().config("[server]\nconsent_wait = \"0s\"\ncalls_per_minute = 0").start().await;
+    let (alice, bob) = (obo.client("alice").await, obo.client("bob").await);
+    let list = async |who: &Mcp| who.call("GoogleCalendar_ListEvents", json!({})).await;
+    let mut browser = Browser::new();
+    for _ in 0..obo::consent::MAX_MADE_PER_PERSON {
+        let link = link_of(&list(&alice).await).unwrap();
+        let forwarded = url::Url::parse(&obo.press(&mut browser, &link, "alice").await).unwrap();
+        let state = forwarded.query_pairs().find(|(key, _)| key == "state").unwrap().1.into_owned();
+        // She needs no provider to say no.
+        browser.get(&format!("{}/oauth/callback/google?error=access_denied&state={state}", obo.base)).await;
+    }
+    assert_eq!(code_of(&list(&alice).await).as_deref(), Some("rate_limited"));
+    assert!(link_of(&list(&bob).await).is_some());
+    obo.clock.advance(std::time::Duration::from_secs(600));
+    assert!(link_of(&list(&alice).await).is_some());
 }

@@ -13,6 +13,8 @@ const FLAGS = [
   "--disable-background-networking",
   "--disable-component-update",
   "--disable-sync",
+  // Where the focus is must be there at once, not slide into sight.
+  "--disable-smooth-scrolling",
 ];
 const PICTURES = process.env.OBO_E2E_SCREENSHOTS;
 const SIZES = { narrow: { width: 320, height: 640 }, wide: { width: 1280, height: 800 } };
@@ -91,6 +93,48 @@ export class Person {
     await this.page.waitForLoadState();
     await this.look(title, response);
     return response;
+  }
+
+  /** What has the focus, as somebody who cannot use a mouse knows it. */
+  async focus() {
+    return this.page.evaluate(() => {
+      const { activeElement: at } = document;
+      if (at === document.body) return null;
+      const { outlineStyle, outlineWidth, visibility, opacity } = getComputedStyle(at);
+      const { top, left, right, bottom, width, height } = at.getBoundingClientRect();
+      // What is scrolled to may begin between two pixels.
+      const inside = top > -1 && left > -1 && right < innerWidth + 1 && bottom < innerHeight + 1;
+      const label = at.getAttribute("aria-label") ?? at.labels?.[0]?.textContent ?? at.textContent;
+      return {
+        label: label.trim(),
+        outline: outlineStyle === "none" ? 0 : parseFloat(outlineWidth),
+        visible: visibility === "visible" && opacity === "1" && width > 0 && height > 0 && inside,
+      };
+    });
+  }
+
+  /**
+   * Presses Tab until the focus is on what `text` is on. On pages of ours all that is met on the way must be seen and say
+   * what it is. `optional`: it may not be there.
+   */
+  async tabTo(text, { ours = true, optional = false } = {}) {
+    const met = [];
+    for (let n = 0; n < 40; n++) {
+      await this.page.keyboard.press("Tab");
+      const focus = await this.focus();
+      if (focus === null) continue;
+      met.push(focus.label);
+      if (ours && !(focus.visible && focus.label && focus.outline >= 2)) {
+        throw new Error(`at ${this.page.url()} the focus cannot be seen, or has no name: ${JSON.stringify(focus)}`);
+      }
+      if (focus.label.includes(text)) return;
+    }
+    if (!optional) throw new Error(`at ${this.page.url()} the keyboard does not reach ${text}: ${met.join(", ")}`);
+  }
+
+  /** Presses Enter on what has the focus, and waits for the page that follows. */
+  async enter() {
+    await Promise.all([this.page.waitForEvent("load"), this.page.keyboard.press("Enter")]);
   }
 
   /** Fills in the token form, if the page shows one. */

@@ -26,13 +26,32 @@ export function spellings(secret) {
   return forms;
 }
 
+/** How much of a spelling is looked up at every place of a text. All spellings are longer. */
+const HEAD = 8;
+
 /** Every secret found: `[{from, form}]`, without the secret itself. */
 export function leaks(secrets, remains) {
-  const found = [];
+  // Looked up by how they begin: there may be a thousand, and megabytes to search.
+  const byHead = new Map();
   for (const secret of secrets) {
     for (const [form, text] of spellings(secret)) {
-      const needle = Buffer.from(text);
-      for (const { from, bytes } of remains) if (bytes.includes(needle)) found.push({ from, form });
+      // The bytes of the text, one character each.
+      const needle = Buffer.from(text).toString("latin1");
+      const head = needle.slice(0, HEAD);
+      if (head.length < HEAD) throw new Error("a secret is too short to be searched for");
+      byHead.set(head, [...(byHead.get(head) ?? []), { form, needle }]);
+    }
+  }
+  const found = [];
+  for (const { from, bytes } of remains) {
+    const text = bytes.toString("latin1");
+    const seen = new Set();
+    for (let at = 0; at <= text.length - HEAD; at++) {
+      for (const spelling of byHead.get(text.slice(at, at + HEAD)) ?? []) {
+        if (!text.startsWith(spelling.needle, at) || seen.has(spelling)) continue;
+        seen.add(spelling);
+        found.push({ from, form: spelling.form });
+      }
     }
   }
   return found;

@@ -29,13 +29,19 @@ function within(promise, ms, what) {
 }
 
 export class World {
-  /** Starts the providers and writes obo's configuration; `serve` starts obo. */
-  static async start({ obo, testbed, python }) {
+  /**
+   * Starts the providers and writes obo's configuration; `serve` starts obo.
+   *
+   * `organisations`: names; each gets an identity provider of its own, and is a tenant and an issuer of that name.
+   * `server`, `slack`: further lines of these tables.
+   */
+  static async start({ obo, testbed, python, organisations = [], server = "", slack = "" }) {
     const world = new World();
     world.obo = obo;
+    world.children = [];
     world.folder = mkdtempSync(join(tmpdir(), "obo-e2e-"));
-    world.data = join(world.folder, "data");
-    mkdirSync(world.data, { mode: 0o700 });
+    world.folders = [];
+    world.takeFolder();
     world.port = await freePort();
     world.url = `http://127.0.0.1:${world.port}`;
     world.said = []; // every byte that obo wrote to stdout or stderr, with the command it was
@@ -44,11 +50,33 @@ export class World {
     world.bed = spawn(python, [join(here, "bed.py"), testbed, ...redirects], { stdio: ["pipe", "pipe", "inherit"] });
     world.bedLines = createInterface({ input: world.bed.stdout })[Symbol.asyncIterator]();
     world.providers = JSON.parse((await within(world.bedLines.next(), START_MS, "the test bed")).value);
-    world.configure();
+    world.organisations = {};
+    for (const name of organisations) world.organisations[name] = await world.startIssuer(testbed, name);
+    world.configure({ server, slack });
     return world;
   }
 
-  configure() {
+  /** Starts an organisation's identity provider, whose users are alice and bob. */
+  async startIssuer(testbed, name) {
+    const home = process.env.TESTBED_HOME;
+    const redirects = `${this.url}/login/callback/${name}`;
+    const child = spawn(join(home, "node_modules/node/bin/node"), [join(testbed, "idp.mjs"), await freePort(), "3600"], {
+      env: { PATH: process.env.PATH, IDP_HOME: home, IDP_REDIRECTS: redirects },
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    this.children.push(child);
+    const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+    return JSON.parse((await within(lines.next(), START_MS, `the identity provider of ${name}`)).value);
+  }
+
+  /** Takes a new data folder, beside those that there were. */
+  takeFolder() {
+    this.data = join(this.folder, this.folders.length === 0 ? "data" : `data-${this.folders.length + 1}`);
+    this.folders.push(this.data);
+    mkdirSync(this.data, { mode: 0o700 });
+  }
+
+  configure({ server, slack }) {
     this.config = join(this.folder, "obo.toml");
     const keyFile = join(this.folder, "vault.key");
     writeFileSync(keyFile, randomBytes(32).toString("base64"), { mode: 0o600 });
@@ -58,18 +86,27 @@ client_id = "${this.providers[id].client_id}"
 client_secret = "env:E2E_${id.toUpperCase()}_SECRET"
 origin = "${this.providers[id].base}"
 `;
+    const issuer = ([name, { issuer, client_id }]) => `
+[[identity.issuer]]
+name = "${name}"
+tenant = "${name}"
+issuer = "${issuer}"
+client_id = "${client_id}"
+client_secret = "env:E2E_${name.toUpperCase()}_SECRET"
+`;
     writeFileSync(
       this.config,
       `[server]
 listen = "127.0.0.1:${this.port}"
 public_url = "${this.url}"
-
+${server}
 [vault]
 store = "file"
 [vault.key]
 source = "file"
 path = "${keyFile}"
-${provider("google")}${provider("slack")}`,
+${provider("google")}${provider("slack")}${slack}
+${Object.entries(this.organisations).map(issuer).join("")}`,
     );
     this.environment = {
       PATH: process.env.PATH,
@@ -78,6 +115,9 @@ ${provider("google")}${provider("slack")}`,
       E2E_GOOGLE_SECRET: this.providers.google.client_secret,
       E2E_SLACK_SECRET: this.providers.slack.client_secret,
     };
+    for (const [name, { client_secret }] of Object.entries(this.organisations)) {
+      this.environment[`E2E_${name.toUpperCase()}_SECRET`] = client_secret;
+    }
   }
 
   /** The options that every command of this world takes. */
@@ -98,8 +138,8 @@ ${provider("google")}${provider("slack")}`,
   }
 
   /** An access token for a person, from `obo token issue`. */
-  async issueToken(user) {
-    const { code, stdout, stderr } = await this.run(["token", "issue", "--user", user], { secret: true });
+  async issueToken(user, tenant = "default") {
+    const { code, stdout, stderr } = await this.run(["token", "issue", "--user", user, "--tenant", tenant], { secret: true });
     const token = /\bobo_[A-Za-z0-9_-]{20,}/.exec(stdout)?.[0];
     if (code !== 0 || !token) throw new Error(`obo token issue: exit ${code}, ${stderr}`);
     return token;
@@ -134,6 +174,15 @@ ${provider("google")}${provider("slack")}`,
     await within(ready(), START_MS, "obo serve");
   }
 
+  /** Stops `obo serve` and starts it with a new data folder: nobody is connected, nothing was asked for. */
+  async serveAnew() {
+    const ended = new Promise((done) => this.server.on("close", done));
+    this.server.kill("SIGTERM");
+    await within(ended, START_MS, "stopping");
+    this.takeFolder();
+    await this.serve();
+  }
+
   /** Calls that reached a provider's API, without consent and token traffic: `[{method, path, user, status}]`. */
   async calls(provider, path) {
     const log = await (await fetch(`${this.providers[provider].base}/_testbed/log`)).json();
@@ -146,7 +195,7 @@ ${provider("google")}${provider("slack")}`,
     return JSON.parse((await within(this.bedLines.next(), START_MS, "the test bed's secrets")).value);
   }
 
-  /** Every place a secret could have been left: output, and each file in the data folder. */
+  /** Every place a secret could have been left: output, and each file in the data folders. */
   remains() {
     const files = [];
     const walk = (folder) => {
@@ -156,12 +205,12 @@ ${provider("google")}${provider("slack")}`,
         else files.push({ from: path.slice(this.folder.length + 1), bytes: readFileSync(path) });
       }
     };
-    walk(this.data);
+    this.folders.forEach(walk);
     return [...this.said.map(({ from, text }) => ({ from, bytes: Buffer.from(text) })), ...files];
   }
 
   async stop() {
-    for (const child of [this.server, this.bed]) {
+    for (const child of [this.server, this.bed, ...this.children]) {
       if (!child || child.exitCode !== null) continue;
       const ended = new Promise((done) => child.on("close", done));
       child === this.bed ? child.stdin.end() : child.kill("SIGTERM");

@@ -26,6 +26,7 @@ mod confirm;
 mod flow;
 mod login;
 mod own;
+mod polls;
 mod request_state;
 mod session;
 mod standing;
@@ -44,6 +45,7 @@ pub use visit::{Asking, Listener, SignInWay, Then, View, Visitor, redirect_uri};
 pub use wish::{Progress, State, Wish, Wished};
 
 use flow::{Flow, Flows, NewFlow, Stage};
+use polls::Polls;
 use standing::{Standing, Want};
 use window::Window;
 
@@ -182,6 +184,8 @@ struct Inner {
     logins: Window<()>,
     /// Wakes held calls of this process when a flow of it ends.
     ended: Notify,
+    /// Whoever waits for a link without a call.
+    polls: Polls,
     /// Exchanges under way: none may be cut off between the provider's answer and the vault.
     exchanges: TaskTracker,
 }
@@ -193,6 +197,7 @@ impl Consent {
         let flows = Flows::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock));
         let wait = wait.min(MAX_WAIT);
         let ended = Notify::new();
+        let polls = Polls::new(Arc::clone(&store), Arc::clone(&clock));
         Self {
             inner: Arc::new(Inner {
                 flows,
@@ -209,9 +214,16 @@ impl Consent {
                 local,
                 logins: Window::new(FLOW_TTL, login::MAX_BEGUN),
                 ended,
+                polls,
                 exchanges: TaskTracker::new(),
             }),
         }
+    }
+
+    /// Wakes whoever waits for a flow that has ended here.
+    fn has_ended(&self, id: &FlowId) {
+        self.inner.ended.notify_waiters();
+        self.inner.polls.wake(id);
     }
 
     /// Waits for code exchanges under way, at most `within`. For shutdown.

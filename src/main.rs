@@ -7,6 +7,7 @@ use obo::cli::Cli;
 
 fn main() -> ExitCode {
     keep_secrets_out_of_crashes();
+    allow_many_connections();
     let cli = Cli::parse();
     cli.start_logs();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -50,6 +51,24 @@ fn keep_secrets_out_of_crashes() {
         let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
 }
+
+/// Systems let a process have some hundred connections unless it asks for more; a server holds thousands.
+fn allow_many_connections() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let wanted = maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+        if current.is_some_and(|current| current < wanted) {
+            // Where it is refused, connections that are too many wait, as they do beyond any limit.
+            let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+        }
+    }
+}
+
+/// How many files and connections may be open: those of the server, as many to providers, and some.
+#[cfg(unix)]
+const OPEN_FILES: u64 = 20_000;
 
 #[cfg(test)]
 mod tests {

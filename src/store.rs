@@ -127,6 +127,13 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Unavailable`].
     async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError>;
 
+    /// Which of these records there are, each with its generation, in no particular order: whether any of many has
+    /// changed, without reading it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn generations(&self, table: Table, keys: &[RecordKey]) -> Result<Vec<(RecordKey, u64)>, StoreError>;
+
     /// Reads the records of one owner, in the order of their keys.
     ///
     /// # Errors

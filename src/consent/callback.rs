@@ -232,7 +232,7 @@ impl Consent {
             Err(error) => return Err(flow::unavailable(error)),
         }
         self.note(&flow, None, "consent.declined", Some(Code::Denied)).await;
-        self.inner.ended.notify_waiters();
+        self.has_ended(&flow.id);
         Ok(Returned::Declined { provider_name: provider.name.clone() })
     }
 
@@ -310,7 +310,7 @@ impl Consent {
             tracing::warn!(%error, "a finished consent flow could not be marked as finished");
         }
         self.note(&flow, Some(&grant.account.label), "consent.connected", None).await;
-        self.inner.ended.notify_waiters();
+        self.has_ended(&flow.id);
         let withheld = flow.need.scopes.iter().filter(|scope| !grant.scopes.contains(*scope));
         let withheld = withheld.map(|scope| provider.scopes.get(scope).unwrap_or(scope).clone()).collect();
         let expected = flow.need.account.filter(|label| !label.eq_ignore_ascii_case(&grant.account.label));

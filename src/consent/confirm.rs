@@ -211,7 +211,7 @@ impl Consent {
         let what = if void { "consent.code_void" } else { "consent.code_wrong" };
         self.note_of(flow, actor, what, Some(Code::Denied)).await;
         if void {
-            self.inner.ended.notify_waiters();
+            self.has_ended(&flow.id);
         }
         Ok(true)
     }
@@ -256,7 +256,7 @@ impl Consent {
             Err(error) => return Err(flow::unavailable(error)),
         }
         self.note_of(flow, actor, what, Some(Code::Denied)).await;
-        self.inner.ended.notify_waiters();
+        self.has_ended(&flow.id);
         Ok(())
     }
 }

@@ -223,21 +223,18 @@ impl Flow {
 
     /// Whether a call may still wait for it: it is open, or its code is being confirmed or exchanged just now.
     pub(super) fn is_pending(&self, now: Timestamp) -> bool {
-        match &self.stage {
-            Stage::Exchanging { since } => now < later(*since, LONGEST_EXCHANGE),
-            // The person is at the provider, or about to confirm: their answer counts for that long.
-            Stage::Forwarded(forwarded) => now < forwarded.until || self.is_open(now),
-            Stage::Held(held) => now < held.until || self.is_open(now),
-            _ => self.is_open(now),
-        }
+        self.pending_until().is_some_and(|until| now < until)
     }
 
-    /// Until when something that is under way may still come back.
-    fn awaited_until(&self) -> Timestamp {
+    /// Until when it is pending if nothing happens to it; none: it has ended.
+    pub(super) fn pending_until(&self) -> Option<Timestamp> {
         match &self.stage {
-            Stage::Forwarded(forwarded) => forwarded.until,
-            Stage::Held(held) => held.until,
-            _ => self.expires_at,
+            Stage::Open => Some(self.expires_at),
+            // The person is at the provider, or about to confirm: their answer counts for that long.
+            Stage::Forwarded(forwarded) => Some(forwarded.until.max(self.expires_at)),
+            Stage::Held(held) => Some(held.until.max(self.expires_at)),
+            Stage::Exchanging { since } => Some(later(*since, LONGEST_EXCHANGE)),
+            Stage::Connected { .. } | Stage::Declined | Stage::Mismatch => None,
         }
     }
 
@@ -417,7 +414,7 @@ impl Flows {
             owner: keys.record_key(Table::Flow, &flow.need.person.parts()),
             generation: flow.generation,
             // Kept a while after it expired, so that a late browser is told what happened, and one that is not late is not.
-            expires_at: Some(later(flow.expires_at, FLOW_TTL).max(flow.awaited_until())),
+            expires_at: Some(later(flow.expires_at, FLOW_TTL).max(flow.pending_until().unwrap_or(flow.expires_at))),
             sealed,
         })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::flow::{Flow, FlowId, NewFlow, Stage};
-use super::{Consent, LOOK_EVERY, Link, Need, usable};
+use super::{Consent, Link, Need, usable};
 use crate::catalog::Provider;
 use crate::failure::Failure;
 use crate::id::{Person, ProviderId};
@@ -122,28 +122,33 @@ impl Consent {
     /// # Errors
     /// `vault_unavailable`.
     pub async fn progress(&self, id: &FlowId) -> Result<Option<Progress>, Failure> {
-        let Some(flow) = self.inner.flows.find(id).await? else { return Ok(None) };
-        let state = self.state(&flow);
-        let scopes = flow.need.scopes.into_iter().collect();
-        Ok(Some(Progress { person: flow.need.person, provider: flow.need.provider, scopes, state }))
+        Ok(self.inner.flows.find(id).await?.map(|flow| self.standing_of(flow)))
     }
 
-    /// The same, once it has ended or `within` has passed.
+    fn standing_of(&self, flow: Flow) -> Progress {
+        let state = self.state(&flow);
+        let scopes = flow.need.scopes.into_iter().collect();
+        Progress { person: flow.need.person, provider: flow.need.provider, scopes, state }
+    }
+
+    /// The same, once it has ended or `within` has passed. Waiting holds no thread and no connection to the store, and
+    /// one look at the store serves all who wait.
     ///
     /// # Errors
     /// `vault_unavailable`.
     pub async fn progress_within(&self, id: &FlowId, within: Duration) -> Result<Option<Progress>, Failure> {
         let deadline = tokio::time::Instant::now() + within;
+        let poll = self.inner.polls.wait_for(id);
         loop {
             // Registered before looking, so that an ending between the look and the wait is not missed.
-            let woken = self.inner.ended.notified();
-            match self.progress(id).await? {
-                Some(Progress { state: State::Pending, .. }) => {}
-                ended => return Ok(ended),
-            }
+            let changed = poll.changed();
+            let Some(flow) = self.inner.flows.find(id).await? else { return Ok(None) };
+            let (generation, until) = (flow.generation, flow.pending_until());
+            let progress = self.standing_of(flow);
+            let (State::Pending, Some(until)) = (&progress.state, until) else { return Ok(Some(progress)) };
+            poll.saw(generation, until);
             tokio::select! {
-                () = woken => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = changed => {}
                 () = tokio::time::sleep_until(deadline) => return self.progress(id).await,
             }
         }

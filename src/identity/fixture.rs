@@ -93,6 +93,13 @@ impl Store for MemoryStore {
         Ok(self.records.lock().unwrap().get(&(table as u8, *key)).cloned())
     }
 
+    async fn generations(&self, table: Table, keys: &[RecordKey]) -> Result<Vec<(RecordKey, u64)>, StoreError> {
+        self.check()?;
+        let records = self.records.lock().unwrap();
+        let generation = |key: &RecordKey| records.get(&(table as u8, *key)).map(|record| (*key, record.generation));
+        Ok(keys.iter().filter_map(generation).collect())
+    }
+
     async fn owned(&self, table: Table, owner: &RecordKey) -> Result<Vec<Record>, StoreError> {
         self.check()?;
         let records = self.records.lock().unwrap();

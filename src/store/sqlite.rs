@@ -89,6 +89,21 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn generations(&self, table: Table, keys: &[RecordKey]) -> Result<Vec<(RecordKey, u64)>, StoreError> {
+        let keys = keys.to_vec();
+        self.readers
+            .read(move |db| {
+                let mut select = db.prepare_cached("SELECT generation FROM records WHERE kind = ?1 AND key = ?2")?;
+                let mut found = Vec::with_capacity(keys.len());
+                for key in keys {
+                    let generation = select.query_row(params![table as u8, key], |row| number(row, 0)).optional()?;
+                    found.extend(generation.map(|generation| (key, generation)));
+                }
+                Ok(found)
+            })
+            .await
+    }
+
     async fn owned(&self, table: Table, owner: &RecordKey) -> Result<Vec<Record>, StoreError> {
         let owner = *owner;
         self.readers

@@ -196,6 +196,9 @@ impl Store for Flaky {
         self.reads.fetch_add(1, Ordering::SeqCst);
         record
     }
+    async fn generations(&self, table: Table, keys: &[RecordKey]) -> Result<Vec<(RecordKey, u64)>, StoreError> {
+        self.inner.generations(table, keys).await
+    }
     async fn owned(&self, table: Table, owner: &RecordKey) -> Result<Vec<Record>, StoreError> {
         self.inner.owned(table, owner).await
     }

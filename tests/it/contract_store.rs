@@ -22,6 +22,7 @@ macro_rules! contract {
             generations_count_and_guard,
             a_list_of_writes_is_made_whole_or_not_at_all,
             one_conflict_fails_only_itself,
+            generations_tell_what_changed,
             owners_and_pages,
             the_log_keeps_its_order_and_its_entries,
             prune_removes_what_expired_and_nothing_else,
@@ -146,6 +147,25 @@ mod cases {
         }
         assert_eq!(store.log(0, 1000).await.unwrap().len(), 200);
         assert_eq!(store.get(Table::Grant, &key(0)).await.unwrap().unwrap().sealed, b"taken");
+    }
+
+    pub(super) async fn generations_tell_what_changed(dir: &Path, open: Open) {
+        let store = open(dir);
+        let keys: Vec<RecordKey> = (0..3).map(key).collect();
+        let generations = || async {
+            let mut found = store.generations(Table::Grant, &keys).await.unwrap();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(generations().await, []);
+        store.apply(vec![Write::Insert(record(0, b"a")), Write::Insert(record(2, b"b"))]).await.unwrap();
+        assert_eq!(generations().await, [(key(0), 1), (key(2), 1)]);
+        store.apply(vec![Write::Replace(Record { generation: 1, ..record(2, b"c") })]).await.unwrap();
+        assert_eq!(generations().await, [(key(0), 1), (key(2), 2)]);
+        store.apply(vec![Write::Delete { table: Table::Grant, key: key(0), generation: 1 }]).await.unwrap();
+        assert_eq!(generations().await, [(key(2), 2)]);
+        assert_eq!(store.generations(Table::Flow, &keys).await.unwrap(), []);
+        assert_eq!(store.generations(Table::Grant, &[]).await.unwrap(), []);
     }
 
     pub(super) async fn owners_and_pages(dir: &Path, open: Open) {

@@ -1,5 +1,9 @@
 //! What a backend does: lists tools, asks for a connection, calls, looks at connections and ends them.
 
+use std::time::Duration;
+
+use obo::app::{App, Settings, Way};
+use obo::clock::SharedClock;
 use serde_json::{Value, json};
 
 use crate::support::rest::application;
@@ -158,4 +162,37 @@ async fn t21_calls_over_rest_are_limited_like_all_others() {
     over_mcp.call("Slack_ListChannels", json!({})).await;
     assert_eq!(kind("u1").await, "UPSTREAM_RUNTIME_RATE_LIMIT");
     assert_eq!(kind("u2").await, "TOOL_REQUIREMENTS_NOT_MET");
+}
+
+#[tokio::test]
+async fn a_held_status_hears_of_what_another_process_did() {
+    let obo = start().await;
+    // Another obo of the same folder, as a second replica is.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let clock: SharedClock = obo.clock.clone();
+    let data_dir = obo.dir.path().join("data");
+    let settings = Settings { config: obo.app.config.clone(), data_dir, clock, way: Way::Serve, prompt: None };
+    let other = App::open(settings).unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let site = obo::app::site(&other, address).unwrap();
+    tokio::spawn(obo::transport::http::serve(listener, site, stop.clone()));
+
+    let (here, there) = (Rest::of(&obo.base, "shop"), Rest::of(&format!("http://{address}"), "shop"));
+    let started = here.start("u1", None).await;
+    let link = started["url"].as_str().unwrap();
+    let path = format!("/v1/auth/status?id={}&wait=59", started["id"].as_str().unwrap());
+    // Long before it would be answered anyway.
+    let soon = Duration::from_secs(20);
+    let waiting = async { tokio::time::timeout(soon, here.get(&path)).await.unwrap() };
+    let ((status, answer), ()) = tokio::join!(waiting, connect(&obo, &there, "u1", link, "alice@example.com"));
+    assert_eq!((status, &answer["status"]), (200, &json!("completed")), "{answer}");
+
+    // One that expires while it is held is told so, too.
+    let started = here.start("u2", None).await;
+    let path = format!("/v1/auth/status?id={}&wait=59", started["id"].as_str().unwrap());
+    let waiting = async { tokio::time::timeout(soon, here.get(&path)).await.unwrap() };
+    let ((status, _), ()) = tokio::join!(waiting, async { obo.clock.advance(Duration::from_secs(600)) });
+    assert_eq!(status, 410);
+    stop.cancel();
 }

@@ -24,8 +24,9 @@ pub const MAX_HEADER_BYTES: usize = 32 << 10;
 /// Most header lines of a request.
 pub const MAX_HEADERS: usize = 64;
 
-/// Most connections open at once.
-pub const MAX_CONNECTIONS: usize = 4096;
+/// Most connections open at once. Backends hold one for each user who is asked to consent; such a one takes about
+/// 30 KiB.
+pub const MAX_CONNECTIONS: usize = 8192;
 
 /// Longest bearer token that is looked at, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 << 10;

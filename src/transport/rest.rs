@@ -10,7 +10,7 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -26,6 +26,7 @@ use crate::transport::http::bearer::OBO_USER;
 mod auth;
 mod connections;
 mod definition;
+pub mod openapi;
 mod page;
 pub mod tools;
 
@@ -38,21 +39,11 @@ const MAX_KEY_BYTES: usize = 1024;
 
 /// The routes, under `/v1`.
 pub fn router(obo: Obo) -> Router {
-    let own = Router::new()
-        .route("/auth/authorize", post(auth::authorize))
-        .route("/auth/status", get(auth::status))
-        .route("/auth/confirm_user", post(auth::confirm_user))
-        .route("/tools", get(tools::list))
-        .route("/tools/authorize", post(tools::authorize))
-        .route("/tools/execute", post(tools::execute))
-        .route("/tools/{name}", get(tools::get))
-        .route("/formatted_tools", get(tools::formatted_list))
-        .route("/formatted_tools/{name}", get(tools::formatted_get))
-        .route("/admin/user_connections", get(connections::list))
-        .route("/admin/user_connections/{id}", delete(connections::delete))
-        .layer(middleware::from_fn(whole_body))
-        .layer(middleware::from_fn_with_state(obo.clone(), application));
+    let own = routes().into_iter().fold(Router::new(), |router, (path, method)| router.route(path, method));
+    let own =
+        own.layer(middleware::from_fn(whole_body)).layer(middleware::from_fn_with_state(obo.clone(), application));
     let routes = own
+        .route("/openapi.json", get(openapi::get))
         .route("/health", get(|| async { axum::Json(Health { healthy: true }) }))
         .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
@@ -61,6 +52,23 @@ pub fn router(obo: Obo) -> Router {
         .layer(middleware::map_response(private))
         .with_state(obo);
     Router::new().nest("/v1", routes)
+}
+
+/// What an application with a key may ask for.
+fn routes() -> [(&'static str, MethodRouter<Obo>); 11] {
+    [
+        ("/auth/authorize", post(auth::authorize)),
+        ("/auth/status", get(auth::status)),
+        ("/auth/confirm_user", post(auth::confirm_user)),
+        ("/tools", get(tools::list)),
+        ("/tools/authorize", post(tools::authorize)),
+        ("/tools/execute", post(tools::execute)),
+        ("/tools/{name}", get(tools::get)),
+        ("/formatted_tools", get(tools::formatted_list)),
+        ("/formatted_tools/{name}", get(tools::formatted_get)),
+        ("/admin/user_connections", get(connections::list)),
+        ("/admin/user_connections/{id}", delete(connections::delete)),
+    ]
 }
 
 /// Finds out which application asks, before anything of the request is read.

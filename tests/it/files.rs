@@ -33,7 +33,9 @@ fn files_in(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn the_schemas_are_current() {
-    let all = obo::catalog::schemas().into_iter().chain([("config.schema.json", Config::schema())]);
+    let all = obo::catalog::schemas()
+        .into_iter()
+        .chain([("config.schema.json", Config::schema()), ("openapi.json", obo::transport::rest::openapi::document())]);
     for (name, schema) in all {
         is_current(&format!("schemas/{name}"), &(serde_json::to_string_pretty(&schema).unwrap() + "\n"));
     }
@@ -41,7 +43,7 @@ fn the_schemas_are_current() {
         .iter()
         .map(|f| f.file_name().unwrap().to_string_lossy().into_owned())
         .collect();
-    assert_eq!(names, ["config.schema.json", "provider.schema.json", "tool.schema.json"]);
+    assert_eq!(names, ["config.schema.json", "openapi.json", "provider.schema.json", "tool.schema.json"]);
 }
 
 #[test]

@@ -112,6 +112,46 @@ async fn lists_come_in_pages_and_formats() {
 }
 
 #[tokio::test]
+async fn the_document_says_what_there_is_and_needs_no_key() {
+    let obo = start().await;
+    let (status, document) = Rest::with_key(&obo.base, "").get("/v1/openapi.json").await;
+    assert_eq!((status, &document["openapi"]), (200, &json!("3.1.0")));
+    assert_eq!(document, obo::transport::rest::openapi::document());
+
+    // What answers say of themselves is what they are.
+    let shop = Rest::of(&obo.base, "shop");
+    let is_as_described = |name: &str, answer: &Value| {
+        let schema = json!({
+            "$ref": format!("#/components/schemas/{name}"), "components": document["components"],
+        });
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let problems: Vec<String> = validator.iter_errors(answer).map(|error| error.to_string()).collect();
+        assert_eq!(problems, Vec::<String>::new(), "{name}: {answer}");
+        assert!(!validator.is_valid(&json!({})), "{name} is anything at all");
+    };
+    let started = shop.start("u1", None).await;
+    is_as_described("Authorization", &started);
+    is_as_described("ExecuteAnswer", &shop.post("/v1/tools/execute", &send("u1")).await.1);
+    is_as_described("ToolPage", &shop.get("/v1/tools?include_format=openai&user_id=u1").await.1);
+    is_as_described("Error", &shop.get("/v1/auth/status").await.1);
+    connect(&obo, &shop, "u1", started["url"].as_str().unwrap(), "alice@example.com").await;
+    is_as_described("ExecuteAnswer", &shop.post("/v1/tools/execute", &send("u1")).await.1);
+    is_as_described("UserConnectionPage", &shop.get("/v1/admin/user_connections?user%5Bid%5D=u1").await.1);
+
+    // Every operation is there: something other than the path is wrong with an empty request.
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            let request = reqwest::Client::builder().no_proxy().build().unwrap();
+            let path = path.replace("{name}", SEND).replace("{id}", "AAAA");
+            let request = request.request(method.to_uppercase().parse().unwrap(), format!("{}{path}", obo.base));
+            let answer = request.header("authorization", "shop-key").send().await.unwrap();
+            assert_ne!(answer.status(), 405, "{method} {path}");
+            assert!(!answer.text().await.unwrap().contains("nothing at this path"), "{method} {path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_a_request_is_said() {
     let obo = start().await;
     let shop = Rest::of(&obo.base, "shop");

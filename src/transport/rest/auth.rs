@@ -23,7 +23,7 @@ use crate::secret::AccessToken;
 use crate::vault::Grant;
 
 /// Longest that a status is held.
-const MAX_STATUS_WAIT: Duration = Duration::from_secs(59);
+pub(super) const MAX_STATUS_WAIT: Duration = Duration::from_secs(59);
 /// Most scopes in one request, and the longest of them, in bytes.
 const MAX_SCOPES: usize = 100;
 const MAX_SCOPE_BYTES: usize = 512;

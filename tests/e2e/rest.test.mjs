@@ -4,18 +4,24 @@
 // One story, told by each client with an application and a user of its own.
 
 import assert from "node:assert/strict";
+import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { appendFileSync } from "node:fs";
+import { appendFileSync, cpSync, symlinkSync } from "node:fs";
 import { createServer } from "node:http";
+import { dirname, join } from "node:path";
+import { createInterface } from "node:readline";
 import { after, before, describe, test } from "node:test";
+import { fileURLToPath } from "node:url";
 
 import { openBrowser, Person } from "./lib/browser.mjs";
 import { leaks } from "./lib/leaks.mjs";
 import { assertLink, mail, PATHS } from "./lib/tools.mjs";
-import { World } from "./lib/world.mjs";
+import { freePort, World } from "./lib/world.mjs";
 import { javascript, python, Raised } from "./rest-clients.mjs";
 
 const { OBO_BIN: obo, OBO_E2E_TESTBED: testbed, OBO_E2E_PYTHON: systemPython, OBO_E2E_PYTHON_REST: restPython } = process.env;
+const here = dirname(fileURLToPath(import.meta.url));
+const repository = join(here, "../..");
 
 const SEND = "Google.SendEmail";
 const SCOPES = ["https://www.googleapis.com/auth/gmail.send"];
@@ -26,8 +32,15 @@ const STORIES = [
   { client: "arcadejs", application: "javascript", user: "bob" },
 ];
 
+/** The backends of examples/, by their folders. */
+const EXAMPLES = [
+  { folder: "backend-python", user: "alice", start: pythonBackend },
+  { folder: "backend-typescript", user: "bob", start: typescriptBackend },
+];
+
 let world;
 let browser;
+const examples = {};
 const clients = {};
 const backends = {};
 /** Everything that clients were answered, searched for leaks at the end. */
@@ -62,24 +75,49 @@ class Site {
   }
 }
 
+/** Adds an application to obo.toml, and returns its key. */
+function configure(application, verifier, next) {
+  const sha256 = (text) => createHash("sha256").update(text).digest("hex");
+  const key = `${application}-${sha256(world.folder + application)}`;
+  appendFileSync(
+    world.config,
+    `
+[[identity.application]]
+name = "${application}"
+tenant = "acme"
+key_sha256 = "${sha256(key)}"
+user_verifier_url = "${verifier}"
+next_uris = ["${next}"]
+`,
+  );
+  return key;
+}
+
+function pythonBackend() {
+  return [restPython, [join(repository, "examples/backend-python/backend.py")]];
+}
+
+/** Compiled as its package.json says, in a folder of its own that has what it depends on. */
+function typescriptBackend() {
+  const folder = join(world.folder, "backend-typescript");
+  cpSync(join(repository, "examples/backend-typescript"), folder, { recursive: true });
+  symlinkSync(join(here, "node_modules"), join(folder, "node_modules"));
+  const compiled = spawnSync(process.execPath, ["node_modules/typescript/bin/tsc"], { cwd: folder, encoding: "utf8" });
+  assert.equal(compiled.status, 0, compiled.stdout);
+  return [process.execPath, [join(folder, "dist/backend.js")]];
+}
+
 before(async () => {
   world = await World.start({ obo, testbed, python: systemPython });
   for (const { client, application, user } of STORIES) {
     const site = await Site.start();
-    const key = `${application}-${createHash("sha256").update(world.folder + application).digest("hex")}`;
-    const hash = createHash("sha256").update(key).digest("hex");
-    appendFileSync(
-      world.config,
-      `
-[[identity.application]]
-name = "${application}"
-tenant = "acme"
-key_sha256 = "${hash}"
-user_verifier_url = "${site.url}/verify"
-next_uris = ["${site.url}/done"]
-`,
-    );
+    const key = configure(application, `${site.url}/verify`, `${site.url}/done`);
     backends[client] = { application, user, site, key };
+  }
+  for (const { folder } of EXAMPLES) {
+    const port = await freePort();
+    const url = `http://127.0.0.1:${port}`;
+    examples[folder] = { port, url, key: configure(folder, `${url}/obo/verify`, `${url}/done`) };
   }
   await world.serve();
   browser = await openBrowser();
@@ -268,6 +306,73 @@ for (const { client } of STORIES) {
   });
 }
 
+for (const { folder, user, start } of EXAMPLES) {
+  describe(`examples/${folder}`, { concurrency: false }, () => {
+    let child;
+    let person;
+
+    before(async () => {
+      const { port, key } = examples[folder];
+      const [program, arguments_] = start();
+      const environment = { PATH: process.env.PATH, OBO_URL: world.url, OBO_KEY: key, PORT: String(port) };
+      child = spawn(program, arguments_, { env: environment, stdio: ["ignore", "pipe", "inherit"] });
+      const line = await new Promise((resolve, reject) => {
+        createInterface({ input: child.stdout }).once("line", resolve);
+        child.once("close", (code) => reject(new Error(`${folder}: exit ${code}`)));
+      });
+      assert.match(line, /^listening on /);
+      person = await Person.at(browser, { name: user });
+    });
+
+    after(async () => {
+      const ended = new Promise((done) => child.once("close", done));
+      child.kill();
+      await ended;
+    });
+
+    /** Signs in to the backend, and fills in its form. */
+    const write = async (person, name, title) => {
+      await person.open(`${examples[folder].url}/sign-in?user=${name}`, `${title}-signed-in`);
+      await person.page.fill("input[name=to]", "bob@example.com");
+      await person.page.fill("input[name=subject]", title);
+      await person.press(`${title}-sent`);
+    };
+    /** From obo's page to the backend's. */
+    const consent = async (person, title) => {
+      await person.press(`${title}-provider`);
+      const account = person.page.locator("button", { hasText: `${user}@example.com` }).first();
+      await person.press(`${title}-back`, account);
+      return person.seen.at(-1).text;
+    };
+
+    test("the first mail is sent once the user has connected, and the next at once", async () => {
+      const before = await sentAs(user);
+      await write(person, user, `${folder}-1`);
+      assertLink(world.url, person.page.url());
+      assert.equal(await sentAs(user), before);
+      assert.match(await consent(person, `${folder}-1`), /Sent\./);
+      assert.equal(person.page.url(), `${examples[folder].url}/done`);
+      assert.equal(await sentAs(user), before + 1);
+      await write(person, user, `${folder}-2`);
+      assert.match(person.seen.at(-1).text, /Sent\./);
+      assert.equal(await sentAs(user), before + 2);
+    });
+
+    test("a link that was passed on connects nothing", async () => {
+      const before = await sentAs(user);
+      const mallory = await Person.at(browser, { name: "mallory" });
+      await write(mallory, "mallory", `${folder}-mallory`);
+      const link = mallory.page.url();
+      await person.open(link, `${folder}-passed-on`);
+      assert.match(await consent(person, `${folder}-passed-on`), /was not yours/);
+      assert.equal((await mallory.page.goto(`${examples[folder].url}/done`)).status(), 200);
+      assert.match(await mallory.page.locator("body").innerText(), /nothing was sent/);
+      assert.equal(await sentAs(user), before);
+      await mallory.close();
+    });
+  });
+}
+
 test("the audit names the application as the actor", async () => {
   const records = await world.audit();
   for (const { application, user } of Object.values(backends)) {
@@ -277,7 +382,8 @@ test("the audit names the application as the actor", async () => {
 });
 
 test("no secret is in any log, answer or file", async () => {
-  const secrets = [...(await world.secrets()), ...Object.values(backends).map(({ key }) => key)];
+  const keys = [...Object.values(backends), ...Object.values(examples)].map(({ key }) => key);
+  const secrets = [...(await world.secrets()), ...keys];
   assert.ok(secrets.length > 6, `${secrets.length} secrets`);
   const remains = [...world.remains(), ...answers.map(({ from, text }) => ({ from, bytes: Buffer.from(text) }))];
   assert.deepEqual(leaks(secrets, remains), []);

@@ -206,6 +206,17 @@ impl Obo {
         failure.into()
     }
 
+    /// Records a call that a way in refused, because it could say why better than an answer to the call can.
+    pub async fn refused(&self, subject: &Subject, tool: &str, actor: &str) {
+        // Counted as a call, so that it cannot fill the audit.
+        let Ok(_counted) = self.limits.begin(subject.person()) else { return };
+        if let Some(tool) = self.tool(subject, tool) {
+            let refused = self.stages.audit.refused(CallId::new(), subject.person(), &tool, actor);
+            let ending = Ending { failure: Some(Code::Denied), ..Ending::default() };
+            self.stages.audit.outcome(&refused, &ending).await;
+        }
+    }
+
     /// Consent, token, provider. A token that the provider refuses is refreshed once; a grant it refuses is asked for.
     async fn act(&self, permit: &Recorded<ApiPermit>, ask: &Ask<'_>, entry: &mut Entry) -> Result<Ran, Stop> {
         let Stages { consent, vault, executor, .. } = &*self.stages;

@@ -55,6 +55,9 @@ pub trait Service: Send + Sync + 'static {
     /// One tool that a caller may see, by either spelling of its name.
     fn tool(&self, caller: &Self::Caller, name: &str) -> Option<Listing>;
 
+    /// Puts it on record that a call was refused for what the caller's credential lacks, before it came to be one.
+    fn refused(&self, caller: &Self::Caller, tool: &ToolName) -> impl Future<Output = ()> + Send;
+
     /// Makes a call. The transports carry it to its end, also when the client goes away or withdraws the request.
     fn call(&self, caller: &Self::Caller, request: Request) -> impl Future<Output = Outcome> + Send;
 }
@@ -103,6 +106,10 @@ impl Service for Obo {
 
     fn tool(&self, caller: &Subject, name: &str) -> Option<Listing> {
         Obo::tool(self, caller, name).map(|tool| Listing::from(&*tool))
+    }
+
+    async fn refused(&self, caller: &Subject, tool: &ToolName) {
+        Obo::refused(self, caller, tool.as_str(), "mcp client").await;
     }
 
     async fn call(&self, caller: &Subject, request: Request) -> Outcome {

@@ -201,7 +201,7 @@ impl<S: Service> Endpoint<S> {
             Frame::Message(message) => message,
             Frame::Batch(messages) => return batch::serve(self, caller, parts, body, messages).await,
         };
-        if let Some(refusal) = self.too_few_scopes(&caller, &message) {
+        if let Some(refusal) = self.too_few_scopes(&caller, &message).await {
             return Err(refusal);
         }
         if message.is_initialize() {
@@ -260,11 +260,12 @@ impl<S: Service> Endpoint<S> {
 
     /// The refusal of a call that the caller's token has too few scopes for, while that can still be said with a status:
     /// the protocol layer answers 200, by which no client learns to ask for more. Elsewhere policy says it.
-    fn too_few_scopes(&self, caller: &S::Caller, message: &Message) -> Option<Response> {
+    async fn too_few_scopes(&self, caller: &S::Caller, message: &Message) -> Option<Response> {
         let tool = self.service.tool(caller, message.tool.as_deref()?)?;
         let lacking = caller.lacks(tool.effect)?;
         let missing = lacking.missing.join(" ");
         tracing::info!(tool = tool.name.as_str(), missing, "a call without the scopes it needs was refused");
+        self.service.refused(caller, &tool.name).await;
         Some(self.challenges.insufficient(lacking))
     }
 

@@ -213,6 +213,13 @@ async fn every_revision_and_transport_asks_for_the_scopes_to_write() {
         }
     }
 
+    // A refusal at the door is on record like every other.
+    let refused = obo.app.audit.read(|r| r.outcome.as_deref() == Some("denied")).await.unwrap();
+    assert_eq!(refused.len(), 7, "two spellings in three revisions, and a batch");
+    assert!(
+        refused.iter().all(|r| r.tool.as_deref() == Some("Google.SendEmail") && r.user.as_deref() == Some("alice"))
+    );
+
     // HTTP+SSE.
     let mut stream = http().get(format!("{}/sse", obo.base)).bearer_auth(&reader).send().await.unwrap();
     let mut events = String::new();

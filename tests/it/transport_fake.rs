@@ -87,6 +87,8 @@ impl Service for Fake {
         listings(caller).into_iter().find(|tool| tool.name.as_str() == name || tool.name.underscored() == name)
     }
 
+    async fn refused(&self, _: &Self::Caller, _: &obo::id::ToolName) {}
+
     async fn call(&self, caller: &Someone, request: Request) -> Outcome {
         self.actors.lock().unwrap().insert(request.actor);
         let Some(tool) = self.tool(caller, &request.tool) else { return Outcome::UnknownTool };

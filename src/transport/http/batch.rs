@@ -49,8 +49,10 @@ pub(super) async fn serve<S: Service>(
         return Err(refuse(StatusCode::BAD_REQUEST, "two requests of the batch have the same id; give each its own"));
     }
     // Before any of them is begun: a batch with one such call is sent again whole, with another token.
-    if let Some(refusal) = messages.iter().find_map(|(message, _)| endpoint.too_few_scopes(&caller, message)) {
-        return Err(refusal);
+    for (message, _) in &messages {
+        if let Some(refusal) = endpoint.too_few_scopes(&caller, message).await {
+            return Err(refusal);
+        }
     }
     parts.headers.remove(header::CONTENT_LENGTH);
     let served = messages.into_iter().map(|(message, at)| {

@@ -95,7 +95,7 @@ async fn accept<S: Service>(endpoint: &Endpoint<S>, request: Request) -> Result<
         Frame::Message(frame) => frame,
         Frame::Batch(_) => return Err(refuse(StatusCode::BAD_REQUEST, "this transport takes one message a request")),
     };
-    if let Some(refusal) = endpoint.too_few_scopes(&caller, &frame) {
+    if let Some(refusal) = endpoint.too_few_scopes(&caller, &frame).await {
         return Err(refusal);
     }
     if pending.count() >= MAX_PENDING_PER_STREAM {

@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { appendFileSync, cpSync, symlinkSync } from "node:fs";
+import { appendFileSync, cpSync, readFileSync, symlinkSync } from "node:fs";
 import { createServer } from "node:http";
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
@@ -379,6 +379,29 @@ test("the audit names the application as the actor", async () => {
     const sent = records.filter((r) => r.actor === `app:${application}` && r.tool === SEND && r.outcome === "ok");
     assert.deepEqual(sent.map((r) => [r.user, r.source, r.tenant]), [[user, `app:${application}`, "acme"]]);
   }
+});
+
+test("the loop in README runs as it stands there", async () => {
+  const { key, site } = backends.arcadejs;
+  const readme = readFileSync(join(repository, "README.md"), "utf8");
+  const [loop, ...more] = [...readme.matchAll(/^```python\n(.*?)^```$/gms)].map(([, text]) => text);
+  assert.deepEqual(more, []);
+  assert.ok(loop.includes("https://obo.example.com"));
+  // A user of the application who has not connected, and whom it confirms.
+  site.confirm = (flow_id) => clients.arcadejs.ask(key, "confirm", { flow_id, user_id: "alice" });
+  const before = await sentAs("alice");
+  const child = spawn(restPython, ["-c", loop.replace("https://obo.example.com", world.url)], {
+    env: { PATH: process.env.PATH, OBO_KEY: key },
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  const ended = new Promise((done) => child.once("close", done));
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  const [, link] = /^Open (.*)$/.exec((await lines.next()).value);
+  const alice = await Person.at(browser, { name: "alice" });
+  await alice.consent(link, { account: "alice@example.com", title: "readme" });
+  assert.equal((await lines.next()).value, "Sent.");
+  assert.equal(await ended, 0);
+  assert.equal(await sentAs("alice"), before + 1);
 });
 
 test("no secret is in any log, answer or file", async () => {

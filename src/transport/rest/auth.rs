@@ -28,9 +28,6 @@ pub(super) const MAX_STATUS_WAIT: Duration = Duration::from_secs(59);
 const MAX_SCOPES: usize = 100;
 const MAX_SCOPE_BYTES: usize = 512;
 
-/// How often a connection is looked for anew that its provider has just ended.
-const MAX_PASSES: usize = 3;
-
 /// What a user is asked to connect.
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "AuthorizeRequest")]
@@ -150,19 +147,15 @@ pub(super) async fn ask(
     next_uri: Option<Url>,
 ) -> Result<Authorization, Refusal> {
     let actor = actor(application);
-    for _ in 0..MAX_PASSES {
-        let wish = Wish { next_uri: next_uri.clone(), ..Wish::new(subject.person(), provider, scopes.clone(), &actor) };
-        match obo.consent().fulfil(wish).await? {
-            Wished::Link(link) => return Ok(pending(subject.person().user.as_str(), &link)),
-            Wished::Standing(grant) => {
-                // One whose token the provider no longer renews is looked at once more: then there is a link for it.
-                if let Some(standing) = standing(obo, application, &grant).await? {
-                    return Ok(standing);
-                }
-            }
-        }
-    }
-    Err(crate::failure::Failure::internal("a connection kept ending while its token was read").into())
+    let wish = || Wish { next_uri: next_uri.clone(), ..Wish::new(subject.person(), provider, scopes.clone(), &actor) };
+    let link = match obo.consent().fulfil(wish()).await? {
+        Wished::Link(link) => *link,
+        Wished::Standing(grant) => match standing(obo, application, &grant).await? {
+            Some(standing) => return Ok(standing),
+            None => obo.consent().connect(wish()).await?,
+        },
+    };
+    Ok(pending(subject.person().user.as_str(), &link))
 }
 
 /// That there is no need for a link; none where the provider no longer accepts the connection.

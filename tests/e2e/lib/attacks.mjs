@@ -102,8 +102,6 @@ attack("somebody of the same organisation signs in from it", async ({ people }) 
 for (const [who, token] of [
   ["an obo token of the same id and tenant", async ({ world }) => world.issueToken("alice", "acme")],
   ["an obo token of the same id", async ({ world }) => world.issueToken("alice")],
-  ["a token of the same id in the other organisation", async ({ people }) => people.bearer(OTHER_ALICE)],
-  ["a token of somebody in the same organisation", async ({ people }) => people.bearer(BOB)],
 ]) {
   attack(`${who}, pasted`, async (c) => {
     const link = await c.people.link(ALICE);
@@ -111,6 +109,21 @@ for (const [who, token] of [
     const page = await visitor.get(link);
     answers(await visitor.submit(page, { changes: { step: "sign_in", token: await token(c) } }), 303);
     refused(await visitor.get(link), 403);
+  });
+}
+
+// What an MCP client may do is bounded by its token's scopes: no browser is signed in with one, not even its person's.
+for (const [who, person] of [
+  ["their own access token", ALICE],
+  ["an access token of the same id in the other organisation", OTHER_ALICE],
+  ["an access token of somebody in the same organisation", BOB],
+]) {
+  attack(`${who}, pasted`, async (c) => {
+    const link = await c.people.link(ALICE);
+    const visitor = c.people.visitor();
+    const page = await visitor.get(link);
+    refused(await visitor.submit(page, { changes: { step: "sign_in", token: await c.people.bearer(person) } }), 200);
+    await assertNobody(visitor);
   });
 }
 

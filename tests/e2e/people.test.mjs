@@ -5,6 +5,7 @@
 // whole way with the keyboard alone; then comes the table of attacks.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 
 import { ATTACKS } from "./lib/attacks.mjs";
@@ -181,6 +182,14 @@ test("the pages of all of them are narrow enough, reachable, and in order", () =
     assert.equal(reached.length, controls, `${title}: what the keyboard reaches`);
     for (const { name, outline } of reached) assert.ok(outline >= 2, `${title}: where the focus is on ${name} cannot be seen`);
   }
+});
+
+test("the threat model counts the attacks as they are", () => {
+  const document = readFileSync(new URL("../../docs/threat-model.md", import.meta.url), "utf8");
+  const [, section] = /^## The attack matrix$(.*?)^## /ms.exec(document);
+  const told = [...section.matchAll(/^\| ([^|]*) \| (\d+) \|/gm)].map(([, family, cases]) => `${family}: ${cases}`);
+  const families = [...new Set(ATTACKS.map(({ family }) => family))];
+  assert.deepEqual(told, families.map((family) => `${family}: ${ATTACKS.filter((one) => one.family === family).length}`));
 });
 
 test("attacks", async (t) => {

@@ -310,6 +310,12 @@ impl Obo {
         if !reader.may_read_of(&grant.person) {
             return Err(Failure::internal("an application asked for the token of somebody else's user"));
         }
+        // Counted as a call: each reading is two records.
+        let _counted = self.limits.begin(&grant.person)?;
+        // A status may have been held for a minute: its key must still be one.
+        if !self.stages.identity.applications().is_current(reader.application()).await? {
+            return Err(Failure::new(Code::Denied, "the application's key is no longer valid; use the new one"));
+        }
         // Its manifest is gone: nobody can tell any more what the token is good for.
         let Some(provider) = catalog.provider(grant.provider.as_str()) else { return Ok(None) };
         let actor = reader.application().source().to_string();

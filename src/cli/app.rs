@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Exit, Global, actor, duration, output};
 use crate::app::{App, Way};
 use crate::audit::{Event, Kind, Phase};
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::id::{Person, Source, TenantId};
 use crate::identity::application::Listed;
 
@@ -87,11 +87,13 @@ async fn rotate(app: &App, name: &str, keep_old: Duration) -> Result<(), Exit> {
     let rotating = app.obo.identity().applications().rotate(name, keep_old);
     let key = recorded(app, &tenant, &format!("app.rotated {name}"), rotating).await?;
     eprintln!("New key of the application {name}. It is shown only now.");
+    // Before anything that may fail: the key is kept nowhere.
+    output::line(key.expose())?;
     match find(app, name).await?.and_then(|listed| listed.old_key_until) {
         Some(until) => eprintln!("The old one is good until {} UTC.", minute(until)),
         None => eprintln!("The old one is void."),
     }
-    output::line(key.expose())
+    Ok(())
 }
 
 async fn remove(app: &App, name: &str) -> Result<(), Exit> {
@@ -157,10 +159,7 @@ async fn find(app: &App, name: &str) -> Result<Option<Listed>, Failure> {
 
 /// For the record of an act on it. A name that nothing has is not recorded: it may be any text.
 async fn tenant_of(app: &App, name: &str) -> Result<TenantId, Failure> {
-    let found = find(app, name).await?.map(|listed| listed.application.tenant().clone());
-    found.ok_or_else(|| {
-        Failure::new(Code::NotFound, "there is no application of that name; `obo app list` shows them".to_owned())
-    })
+    app.obo.identity().applications().tenant_of(name).await
 }
 
 /// Acts between two records: who ended whose key is known even where the act was cut off.

@@ -7,9 +7,10 @@ use subtle::ConstantTimeEq;
 use url::Url;
 
 use super::Consent;
-use super::flow::{self, Flow, FlowId, Redeemable, Stage};
+use super::flow::{self, Flow, FlowId, Redeemable, Stage, WORTH_REUSING};
 use super::visit::{Owner, Ticket, Visitor, scopes_to_ask};
 use crate::catalog::Provider;
+use crate::clock::later;
 use crate::failure::{Code, Failure};
 use crate::id::Person;
 use crate::oauth::{Account, OauthError, Revocation, TokenAnswer};
@@ -245,6 +246,8 @@ impl Consent {
         what: &str,
     ) -> Result<Returned, Failure> {
         flow.stage = Stage::Open;
+        // What the page says can be tried again, can be.
+        flow.expires_at = flow.expires_at.max(later(self.inner.clock.now(), WORTH_REUSING));
         match self.inner.flows.save(&mut flow).await {
             Ok(()) => {}
             Err(StoreError::Conflict) => return Ok(Returned::Used),

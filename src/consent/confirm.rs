@@ -121,8 +121,8 @@ impl Consent {
             return Ok(Confirmed::Unknown);
         }
         if person.user.as_str() != user {
-            self.end_flow(&mut flow, Stage::Mismatch, actor, "consent.user_mismatch").await?;
-            return Ok(Confirmed::UserMismatch);
+            let ended = self.end_flow(&mut flow, Stage::Mismatch, actor, "consent.user_mismatch").await?;
+            return Ok(if ended { Confirmed::UserMismatch } else { Confirmed::Unknown });
         }
         self.redeem(flow, redeemable, actor).await
     }
@@ -162,6 +162,8 @@ impl Consent {
     ) -> Result<(Flow, Redeemable), Failure> {
         let keys = self.inner.keys.open().await?;
         let _alone = self.inner.flows.alone(&keys, person).await;
+        // What one wrong code has cost already, where other links had to be read again.
+        let mut paid: Vec<FlowId> = Vec::new();
         for _ in 0..MAX_READS {
             let now = self.inner.clock.now();
             let mut wrong = Vec::new();
@@ -178,17 +180,22 @@ impl Consent {
                 }
                 wrong.push(flow);
             }
-            if wrong.is_empty() {
+            if wrong.is_empty() && paid.is_empty() {
                 return Err(no_code_awaited());
             }
             let mut counted = true;
+            wrong.retain(|flow| !paid.contains(&flow.id));
             for mut flow in wrong {
                 // Another process was quicker: everything is read and compared again.
-                counted &= self.count_wrong(&mut flow, actor).await?;
+                if self.count_wrong(&mut flow, actor).await? {
+                    paid.push(flow.id);
+                } else {
+                    counted = false;
+                }
             }
             if counted {
-                let text =
-                    "that is not the code; type the one that the page shows. After five wrong ones the link is void";
+                let text = "that is not the code; type the one that the page shows. After five wrong ones a link is \
+                            void, and a new one is needed";
                 return Err(Failure::new(Code::InvalidArguments, text));
             }
         }
@@ -228,8 +235,7 @@ impl Consent {
             return Ok(false);
         }
         tracing::warn!(flow = ?flow.id, person = %flow.need.person, actor = flow.actor, "a browser disowned a consent");
-        self.end_flow(&mut flow, Stage::Declined, "browser", "consent.disowned").await?;
-        Ok(true)
+        self.end_flow(&mut flow, Stage::Declined, "browser", "consent.disowned").await
     }
 
     async fn redeem(&self, flow: Flow, redeemable: Redeemable, actor: &str) -> Result<Confirmed, Failure> {
@@ -247,17 +253,17 @@ impl Consent {
         })
     }
 
-    /// Ends a flow, unless somebody else has just done it.
-    async fn end_flow(&self, flow: &mut Flow, stage: Stage, actor: &str, what: &str) -> Result<(), Failure> {
+    /// Ends a flow. `false` when somebody else has just changed it: it may be over, or being exchanged.
+    async fn end_flow(&self, flow: &mut Flow, stage: Stage, actor: &str, what: &str) -> Result<bool, Failure> {
         flow.stage = stage;
         match self.inner.flows.save(flow).await {
             Ok(()) => {}
-            Err(StoreError::Conflict) => return Ok(()),
+            Err(StoreError::Conflict) => return Ok(false),
             Err(error) => return Err(flow::unavailable(error)),
         }
         self.note_of(flow, actor, what, Some(Code::Denied)).await;
         self.has_ended(&flow.id);
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -24,7 +24,7 @@ const FLOW_ID_BYTES: usize = 24;
 /// How long a link stays good.
 pub const FLOW_TTL: Duration = Duration::from_secs(600);
 /// A link with less time left than this is not handed out again.
-const WORTH_REUSING: Duration = Duration::from_secs(120);
+pub(super) const WORTH_REUSING: Duration = Duration::from_secs(120);
 /// Longest that an exchange takes, the account's request included.
 const LONGEST_EXCHANGE: Duration = Duration::from_secs(90);
 /// How many links of one person may be open at the same time.

@@ -37,8 +37,8 @@ impl<'a> Wish<'a> {
 
 /// What came of a wish.
 pub enum Wished {
-    /// This connection has all of it already.
-    Standing(Box<Grant>),
+    /// Each of these connections has all of it already. Never none.
+    Standing(Vec<Grant>),
     /// The person must open this link.
     Link(Box<Link>),
 }
@@ -111,10 +111,11 @@ impl Consent {
         let enough = |grant: &Grant| {
             grant.provider == wish.provider.id && usable(grant, wish.provider) && wish.scopes.is_subset(&grant.scopes)
         };
-        match grants.into_iter().find(enough) {
-            Some(grant) => Ok(Wished::Standing(Box::new(grant))),
-            None => Ok(Wished::Link(Box::new(self.connect(wish).await?))),
+        let standing: Vec<Grant> = grants.into_iter().filter(enough).collect();
+        if standing.is_empty() {
+            return Ok(Wished::Link(Box::new(self.connect(wish).await?)));
         }
+        Ok(Wished::Standing(standing))
     }
 
     /// Where a link stands; none, where there is no such link.

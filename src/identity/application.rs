@@ -78,6 +78,8 @@ pub struct Application {
     user_verifier_url: Option<Url>,
     confirm_by_code: bool,
     next_uris: Vec<Url>,
+    /// The hash of the key that was shown, or of its newest.
+    key: [u8; 32],
 }
 
 impl Application {
@@ -296,6 +298,7 @@ impl Applications {
                 user_verifier_url: config.user_verifier_url,
                 confirm_by_code: config.confirm_by_code,
                 next_uris: config.next_uris,
+                key: decode_hash(&config.key_sha256)?,
             };
             Some((decode_hash(&config.key_sha256)?, application))
         });
@@ -347,7 +350,44 @@ impl Applications {
         if body.name != name || !body.has_key(&hash, self.clock.now()) {
             return Err(unknown());
         }
-        application(&body).ok_or_else(unknown)
+        let application = application(&body).ok_or_else(unknown)?;
+        Ok(Application { key: hash, ..application })
+    }
+
+    /// Whether the key that an application has shown is still one: it may have been removed or rotated since.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn is_current(&self, application: &Application) -> Result<bool, Failure> {
+        let configured = |(known, one): &([u8; 32], Application)| *known == application.key && one == application;
+        if self.configured.iter().any(configured) {
+            return Ok(true);
+        }
+        let keys = self.keys.open().await?;
+        let key = record_key(&keys, &application.name);
+        let Some(record) = self.store.get(Table::Application, &key).await.map_err(store_failure)? else {
+            return Ok(false);
+        };
+        let body: Body = open(&keys, &record).await?;
+        Ok(!self.is_configured(&body.name) && body.has_key(&application.key, self.clock.now()))
+    }
+
+    /// The tenant of an application, for the record of an act on it.
+    ///
+    /// # Errors
+    /// `not_found`; `vault_unavailable`.
+    pub async fn tenant_of(&self, name: &str) -> Result<TenantId, Failure> {
+        let keys = self.keys.open().await?;
+        if let Some(record) =
+            self.store.get(Table::Application, &record_key(&keys, name)).await.map_err(store_failure)?
+        {
+            let body: Body = open(&keys, &record).await?;
+            return Ok(body.tenant);
+        }
+        let configured = self.configured.iter().find(|(_, application)| application.name == name);
+        configured.map(|(_, application)| application.tenant.clone()).ok_or_else(|| {
+            Failure::new(Code::NotFound, "there is no application of that name; `obo app list` shows them".to_owned())
+        })
     }
 
     /// Writes down that an application was seen: rarely, and while nobody waits for it.
@@ -488,7 +528,14 @@ impl Applications {
             });
         }
         for record in &self.records().await? {
-            let body: Body = open(&keys, record).await?;
+            let body: Body = match open(&keys, record).await {
+                Ok(body) => body,
+                // One bad record must not hide the others, nor keep any of them from being removed.
+                Err(error) => {
+                    tracing::error!(%error, "the record of an application does not open");
+                    continue;
+                }
+            };
             let Some(application) = application(&body) else { continue };
             let hidden = self.is_configured(&body.name);
             // One of the same name may have been there before it.
@@ -568,6 +615,7 @@ fn application(body: &Body) -> Option<Application> {
         user_verifier_url: None,
         confirm_by_code: false,
         next_uris: Vec::new(),
+        key: body.key_sha256,
     })
 }
 

@@ -21,7 +21,7 @@ use crate::call::Obo;
 use crate::consent::{
     Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, LoggedIn, Returned, SignInWay, Then, View, Visitor,
 };
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::id::Person;
 use crate::identity::{Credential, IdentityError, Via};
 use crate::oauth::Revocation;
@@ -594,6 +594,11 @@ fn bad_form() -> Response {
 }
 
 fn unavailable(failure: &Failure) -> Response {
+    // Anybody may bring this about, again and again: it is told once, where it begins.
+    if failure.code == Code::RateLimited {
+        let text = "Too many people are signing in just now. Try again in a few minutes.";
+        return message(StatusCode::TOO_MANY_REQUESTS, "bad", "Not just now", text, None);
+    }
     tracing::error!(code = failure.code.as_str(), cause = failure.cause, "a page could not be shown");
     message(
         StatusCode::SERVICE_UNAVAILABLE,

@@ -42,6 +42,9 @@ pub(super) const STALE_PAUSE: Duration = Duration::from_secs(30);
 /// differ, and a cache in front of the issuer may lag.
 const PUBLISHED_S: i64 = super::LEEWAY_S;
 
+/// Longest that one caller waits for the discovery document that another has asked for.
+const DOCUMENT_WAIT: Duration = Duration::from_secs(10);
+
 /// Bounds of the two requests of a fetch.
 const LIMITS: Limits = Limits { total: Duration::from_secs(5), body_bytes: 64 << 10 /* 64 KiB */ };
 
@@ -183,7 +186,10 @@ impl IssuerKeys {
     pub(super) async fn metadata(self: &Arc<Self>) -> Result<Arc<Value>, String> {
         let this = Arc::clone(self);
         let task = tokio::spawn(async move {
-            let mut known = this.document.lock().await;
+            // An issuer that hangs must not make a queue of those who ask about it.
+            let Ok(mut known) = tokio::time::timeout(DOCUMENT_WAIT, this.document.lock()).await else {
+                return Err("its discovery document is still being waited for".to_owned());
+            };
             let now = this.clock.now();
             if let Some(Document { at, read }) = &*known
                 && within(now, *at, if read.is_ok() { FRESH } else { FAILURE_PAUSE })
@@ -191,7 +197,8 @@ impl IssuerKeys {
                 return read.clone();
             }
             let read = this.fetch_metadata().await.map(Arc::new);
-            *known = Some(Document { at: now, read: read.clone() });
+            // A failure counts from its end: it may have taken longer than the pause after it.
+            *known = Some(Document { at: if read.is_ok() { now } else { this.clock.now() }, read: read.clone() });
             read
         });
         // Only a defect or the end of the runtime gets here.

@@ -102,7 +102,7 @@ enum Status {
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "AuthorizationContext")]
 struct Context {
-    /// The access token at the provider, good for some minutes at least.
+    /// The access token at the provider, as obo would use it now.
     #[serde(serialize_with = "shown")]
     #[schemars(with = "String")]
     token: AccessToken,
@@ -150,12 +150,26 @@ pub(super) async fn ask(
     let wish = || Wish { next_uri: next_uri.clone(), ..Wish::new(subject.person(), provider, scopes.clone(), &actor) };
     let link = match obo.consent().fulfil(wish()).await? {
         Wished::Link(link) => *link,
-        Wished::Standing(grant) => match standing(obo, application, &grant).await? {
+        Wished::Standing(enough) => match of_several(obo, application, &enough).await? {
             Some(standing) => return Ok(standing),
             None => obo.consent().connect(wish()).await?,
         },
     };
     Ok(pending(subject.person().user.as_str(), &link))
+}
+
+/// The same, of connections each of which is enough: the default where one was chosen.
+pub(super) async fn of_several(
+    obo: &Obo,
+    application: &Application,
+    enough: &[Grant],
+) -> Result<Option<Authorization>, Refusal> {
+    let all: Vec<&Grant> = enough.iter().collect();
+    check_one(application, &all)?;
+    match Grant::default_of(enough).or(enough.first()) {
+        Some(grant) => standing(obo, application, grant).await,
+        None => Ok(None),
+    }
 }
 
 /// That there is no need for a link; none where the provider no longer accepts the connection.
@@ -216,6 +230,21 @@ enum Read {
     Ended,
 }
 
+/// Whose token an application is shown is never guessed.
+pub(super) fn check_one(application: &Application, enough: &[&Grant]) -> Result<(), Refusal> {
+    let [first, _, ..] = enough else { return Ok(()) };
+    if !application.may_read_tokens() || Grant::default_of(enough.iter().copied()).is_some() {
+        return Ok(());
+    }
+    let labels: Vec<&str> = enough.iter().map(|grant| grant.account.label.as_str()).collect();
+    let text = format!(
+        "the user has several accounts of {} that would do ({}), and none is the default; disconnect all but one",
+        first.provider,
+        labels.join(", ")
+    );
+    Err(Refusal::new(StatusCode::BAD_REQUEST, "account_required", text))
+}
+
 async fn context(obo: &Obo, application: &Application, grant: &Grant) -> Result<Read, Refusal> {
     let Some(reader) = application.token_reader() else { return Ok(Read::NotAllowed) };
     let Some(token) = obo.read_token(&reader, grant).await? else { return Ok(Read::Ended) };
@@ -224,19 +253,9 @@ async fn context(obo: &Obo, application: &Application, grant: &Grant) -> Result<
 }
 
 /// The connection that a link has made; none where it is gone.
-async fn connected(
-    obo: &Obo,
-    person: &Person,
-    provider: &ProviderId,
-    account: &str,
-    scopes: &[String],
-) -> Result<Option<Grant>, Refusal> {
+async fn connected(obo: &Obo, person: &Person, provider: &ProviderId, account: &str) -> Result<Option<Grant>, Refusal> {
     let grants = obo.consent().connections(person).await?;
-    let made = |grant: &Grant| {
-        grant.provider == *provider
-            && grant.account.label == account
-            && scopes.iter().all(|scope| grant.scopes.contains(scope))
-    };
+    let made = |grant: &Grant| grant.provider == *provider && grant.account.label == account;
     Ok(grants.into_iter().filter(made).max_by_key(|grant| grant.connected_at))
 }
 
@@ -277,7 +296,7 @@ pub(super) async fn status(
         // Only where it is read: another application's link stays completed, whatever becomes of the connection.
         consent::State::Connected { account } if application.may_read_tokens() => {
             let ended = || gone("the connection that this link made is gone; start again");
-            let grant = connected(&obo, &person, &provider, &account, &scopes).await?.ok_or_else(ended)?;
+            let grant = connected(&obo, &person, &provider, &account).await?.ok_or_else(ended)?;
             match context(&obo, &application, &grant).await? {
                 Read::Context(context) => (Status::Completed, Some(*context)),
                 Read::NotAllowed => (Status::Completed, None),

@@ -168,10 +168,9 @@ pub(super) async fn authorize(
         return Ok(Json(auth::needless(&asked.user_id)));
     };
     // Any of the sets is enough, and the first is what is asked for.
-    let grants = obo.consent().connections(subject.person()).await?;
-    if let Some(grant) = grants.iter().find(|grant| crate::consent::is_enough(api, grant))
-        && let Some(standing) = auth::standing(&obo, &application, grant).await?
-    {
+    let mut grants = obo.consent().connections(subject.person()).await?;
+    grants.retain(|grant| crate::consent::is_enough(api, grant));
+    if let Some(standing) = auth::of_several(&obo, &application, &grants).await? {
         return Ok(Json(standing));
     }
     let scopes = api.scopes_any_of.first().cloned().unwrap_or_default().into_iter().collect();

@@ -136,6 +136,9 @@ fn pick(
         _ if labels.is_empty() => {
             Err(Exit::failed(format!("{person} has no connection to {provider:?}; see `obo connections`")))
         }
+        _ if account.is_some() => {
+            Err(Exit::usage(format!("there is no such account; {provider} is connected as: {}", labels.join(", "))))
+        }
         _ => Err(Exit::usage(format!("say which with {option}: {}", labels.join(", ")))),
     }
 }

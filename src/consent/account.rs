@@ -9,6 +9,7 @@ use crate::audit::{Event, Kind, Phase, Record};
 use crate::catalog::OWN_TOOLKIT;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source};
+use crate::identity::BrowserProof;
 use crate::vault::Grant;
 
 /// How many calls the page shows.
@@ -148,6 +149,28 @@ impl Consent {
             return Ok(None);
         }
         self.prefer(person, provider, account_key, "browser").await
+    }
+
+    /// The users of applications whom a person is too, by the same proof: those of the person's tenant, whose browsers sign
+    /// in where this one did.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn also_as(&self, person: &Person) -> Result<Vec<Person>, Failure> {
+        let identity = &self.inner.identity;
+        let mut also: Vec<Person> = Vec::new();
+        for listed in identity.applications().list().await? {
+            let application = &listed.application;
+            let user = Person { source: application.source().clone(), ..person.clone() };
+            let proof = BrowserProof::TenantIssuer(person.source.clone());
+            if *application.tenant() == person.tenant
+                && identity.browser_proof(&user) == Some(proof)
+                && !also.contains(&user)
+            {
+                also.push(user);
+            }
+        }
+        Ok(also)
     }
 
     /// The sources whose people sign in at an identity provider.

@@ -14,7 +14,7 @@ use url::Url;
 use super::Consent;
 use super::callback::{Connected, Returned, TypeBack};
 use super::flow::{self, Flow, FlowId, HELD_TTL, Held, HeldFor, Redeemable, Stage};
-use super::visit::{Ticket, Visitor};
+use super::visit::{Ticket, Visitor, shown_actor};
 use crate::catalog::Provider;
 use crate::clock::later;
 use crate::failure::{Code, Failure};
@@ -77,7 +77,7 @@ impl Consent {
                     flow: flow.id.clone(),
                     code: grouped(&code),
                     person: flow.need.person.clone(),
-                    actor: flow.actor.clone(),
+                    actor: shown_actor(&flow.actor),
                     provider_name: provider.name.clone(),
                 };
                 (by, Returned::TypeBack(Box::new(type_back)))

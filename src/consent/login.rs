@@ -93,11 +93,17 @@ impl Consent {
         }
     }
 
-    /// Sends a browser to its person's issuer: the answer is where.
+    /// Sends a browser to its person's issuer: the answer is where. `again`: the issuer must ask who it is.
     ///
     /// # Errors
     /// `vault_unavailable`, or the issuer does not answer.
-    pub async fn begin_login(&self, source: &Source, back: Back, visitor: &Visitor) -> Result<Option<Url>, Failure> {
+    pub async fn begin_login(
+        &self,
+        source: &Source,
+        back: Back,
+        visitor: &Visitor,
+        again: bool,
+    ) -> Result<Option<Url>, Failure> {
         let Some(sign_in) = self.sign_in_at(source).await? else { return Ok(None) };
         if !self.inner.logins.count((), self.inner.clock.now()) {
             return Err(Failure::new(Code::RateLimited, "too many sign-ins were begun; try again in a few minutes"));
@@ -106,7 +112,7 @@ impl Consent {
         let state = Secret::new(URL_SAFE_NO_PAD.encode(random::<STATE_BYTES>()));
         let nonce = Secret::new(random_text::<NONCE_BYTES>());
         let pkce = Oauth::pkce();
-        let url = Oauth::sign_in_url(&sign_in, &redirect_uri, &state, &nonce, &pkce);
+        let url = Oauth::sign_in_url(&sign_in, &redirect_uri, &state, &nonce, &pkce, again);
         let login = Login {
             source: source.clone(),
             nonce: nonce.expose().to_owned(),
@@ -163,7 +169,10 @@ impl Consent {
         let verifier = Secret::new(login.verifier.as_str());
         let id_token = match self.inner.oauth.id_token(&sign_in, &code, &verifier, &login.redirect_uri).await {
             Ok(token) => token,
-            Err(error @ OauthError::Unavailable(_)) => return Err(Failure::internal(error)),
+            // Neither is the person's doing, and the second is the operator's to mend.
+            Err(error @ (OauthError::Unavailable(_) | OauthError::InvalidClient(_))) => {
+                return Err(Failure::internal(error));
+            }
             Err(error) => return refused(error.to_string()),
         };
         let nonce = Secret::new(login.nonce.as_str());

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::confirm::Typed;
 use super::flow::{Flow, FlowId, Stage};
-use super::standing::{Standing, Want, no_such_account, which_account};
+use super::standing::{Standing, Want, which_account};
 use super::{Ask, Consent, Held, MAX_PASSES, NoGrant, call_digest, declined, mismatch, usable};
 use crate::catalog::{Api, Own, Provider, Tool};
 use crate::failure::{Code, Failure};
@@ -89,7 +89,13 @@ impl Consent {
         if let Some(account) = given.text("account") {
             grants.retain(|grant| is_named(grant, account));
             if grants.is_empty() && !labels.is_empty() {
-                return Err(no_such_account(name, &labels));
+                // Not as for a call: leaving the name out here would end another connection than was meant.
+                let text = format!(
+                    "the person has connected no {name} account of that name, so nothing was disconnected; connected: {}. \
+                     Ask them which one they mean",
+                    labels.join(", ")
+                );
+                return Err(Failure::new(Code::AccountRequired, text));
             }
         }
         // What was asked for is not repeated: it may be anything.

@@ -215,13 +215,13 @@ impl Consent {
     ///
     /// # Errors
     /// `vault_unavailable`, or the issuer does not answer.
-    pub async fn login_for(&self, id: &FlowId, visitor: &Visitor) -> Result<Option<Url>, Failure> {
+    pub async fn login_for(&self, id: &FlowId, visitor: &Visitor, again: bool) -> Result<Option<Url>, Failure> {
         let Some(flow) = self.inner.flows.find(id).await? else { return Ok(None) };
         if !flow.is_open(self.inner.clock.now()) {
             return Ok(None);
         }
         match self.owner_at(&flow, visitor).await? {
-            Owner::Nobody(source) => self.begin_login(&source, Back::Connect(id.clone()), visitor).await,
+            Owner::Nobody(source) => self.begin_login(&source, Back::Connect(id.clone()), visitor, again).await,
             // It is signed in by now, or never had to.
             _ => Ok(None),
         }
@@ -310,7 +310,7 @@ impl Consent {
         let words = |scope: &String| provider.scopes.get(scope).cloned().unwrap_or_else(|| scope.clone());
         Asking {
             person: flow.need.person.clone(),
-            actor: flow.actor.clone(),
+            actor: shown_actor(&flow.actor),
             provider_name: provider.name.clone(),
             tool_title: flow.tool_title.clone(),
             abilities: flow.need.scopes.iter().map(|scope| (words(scope), scope.clone())).collect(),
@@ -322,6 +322,11 @@ impl Consent {
             forward_to,
         }
     }
+}
+
+/// Who asks, as people know it.
+pub(super) fn shown_actor(actor: &str) -> String {
+    actor.strip_prefix("app:").unwrap_or(actor).to_owned()
 }
 
 fn event<'a>(

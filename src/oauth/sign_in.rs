@@ -15,7 +15,16 @@ const MAX_ID_TOKEN_BYTES: usize = 16 << 10; // 16 KiB
 
 impl Oauth {
     /// The link that sends a browser to an identity provider.
-    pub fn sign_in_url(sign_in: &SignIn, redirect_uri: &Url, state: &Secret, nonce: &Secret, pkce: &Pkce) -> Url {
+    ///
+    /// `again`: ask who it is, although the provider may remember somebody (OpenID Connect Core §3.1.2.1, `prompt`).
+    pub fn sign_in_url(
+        sign_in: &SignIn,
+        redirect_uri: &Url,
+        state: &Secret,
+        nonce: &Secret,
+        pkce: &Pkce,
+        again: bool,
+    ) -> Url {
         let mut url = sign_in.authorization_url.clone();
         url.query_pairs_mut()
             .append_pair("response_type", "code")
@@ -26,6 +35,9 @@ impl Oauth {
             .append_pair("nonce", nonce.expose())
             .append_pair("code_challenge", &pkce.challenge)
             .append_pair("code_challenge_method", "S256");
+        if again {
+            url.query_pairs_mut().append_pair("prompt", "login");
+        }
         url
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::Router;
-use axum::extract::{Form, Path, RawQuery, Request, State};
+use axum::extract::{Form, Path, Query, RawQuery, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap, HeaderValue};
 use axum::middleware::{self, Next};
@@ -40,6 +40,9 @@ const MAX_SHOWN_ACTOR_CHARS: usize = 40;
 
 /// Longest that a form may take to arrive.
 const FORM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A person's own page.
+const ACCOUNT: &str = "/account";
 
 /// What the pages need to know.
 #[derive(Clone)]
@@ -121,10 +124,22 @@ impl Pages {
     }
 }
 
-async fn open(State(pages): State<Pages>, Path(flow): Path<String>, headers: HeaderMap) -> Response {
+/// What a page's address says besides.
+#[derive(Deserialize)]
+struct Further {
+    /// The person has just signed out: their issuer must ask who it is, although it may remember.
+    again: Option<String>,
+}
+
+async fn open(
+    State(pages): State<Pages>,
+    Path(flow): Path<String>,
+    Query(further): Query<Further>,
+    headers: HeaderMap,
+) -> Response {
     let known = pages.cookie_of(&headers);
     let cookie = known.clone().unwrap_or_default();
-    let mut response = show(&pages, &flow, &cookie, false).await;
+    let mut response = show(&pages, &flow, &cookie, false, further.again.is_some()).await;
     if known.is_none() {
         pages.set_cookie(&mut response, &cookie);
     }
@@ -132,15 +147,22 @@ async fn open(State(pages): State<Pages>, Path(flow): Path<String>, headers: Hea
 }
 
 /// The page of a flow as this browser may see it.
-async fn show(pages: &Pages, flow: &str, cookie: &BrowserCookie, wrong: bool) -> Response {
+async fn show(pages: &Pages, flow: &str, cookie: &BrowserCookie, wrong: bool, again: bool) -> Response {
     let Ok(id) = flow.parse::<FlowId>() else { return unknown() };
     match pages.consent().view(&id, &pages.visitor(cookie.clone())).await {
-        Ok(view) => render_view(pages, &id, cookie, view, wrong).await,
+        Ok(view) => render_view(pages, &id, cookie, view, wrong, again).await,
         Err(failure) => unavailable(&failure),
     }
 }
 
-async fn render_view(pages: &Pages, id: &FlowId, cookie: &BrowserCookie, view: View, wrong: bool) -> Response {
+async fn render_view(
+    pages: &Pages,
+    id: &FlowId,
+    cookie: &BrowserCookie,
+    view: View,
+    wrong: bool,
+    again: bool,
+) -> Response {
     let action = format!("/connect/{}", id.as_str());
     let form = match pages.consent().form_value(cookie, &action).await {
         Ok(form) => form,
@@ -151,10 +173,12 @@ async fn render_view(pages: &Pages, id: &FlowId, cookie: &BrowserCookie, view: V
         View::Gone => gone(),
         View::SignIn(SignInWay::Token) => {
             let status = if wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
-            page(status, &SignIn { style: STYLE, action: &action, form: &form, wrong }, &[])
+            page(status, &SignIn { style: STYLE, action: &action, form: &form, wrong, link: true }, &[])
         }
         View::SignIn(SignInWay::Issuer { name, forward_to }) => {
-            let sign_in = SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str() };
+            let action = if again { format!("{action}?again=1") } else { action };
+            let sign_in =
+                SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str(), link: true };
             page(StatusCode::OK, &sign_in, &[forward_to])
         }
         View::NoProof => message(
@@ -241,6 +265,7 @@ enum Step {
 async fn submit(
     State(pages): State<Pages>,
     Path(flow): Path<String>,
+    Query(further): Query<Further>,
     headers: HeaderMap,
     form: Result<Form<Submitted>, axum::extract::rejection::FormRejection>,
 ) -> Response {
@@ -252,18 +277,20 @@ async fn submit(
     };
     match submitted.step {
         Step::SignIn => sign_in(&pages, &flow, &cookie, submitted.token).await,
-        Step::LogIn => match pages.consent().login_for(&id, &pages.visitor(cookie.clone())).await {
-            Ok(Some(url)) => see_other(url.as_str()),
-            Ok(None) => gone(),
-            Err(failure) => unavailable(&failure),
-        },
+        Step::LogIn => {
+            match pages.consent().login_for(&id, &pages.visitor(cookie.clone()), further.again.is_some()).await {
+                Ok(Some(url)) => see_other(url.as_str()),
+                Ok(None) => gone(),
+                Err(failure) => unavailable(&failure),
+            }
+        }
         Step::SignOut => match pages.consent().sign_out(&cookie).await {
-            Ok(()) => see_other(&format!("/connect/{flow}")),
+            Ok(()) => see_other(&format!("/connect/{flow}?again=1")),
             Err(failure) => unavailable(&failure),
         },
         Step::Connect => match pages.consent().press(&id, &pages.visitor(cookie.clone())).await {
             Ok(Ok(url)) => see_other(url.as_str()),
-            Ok(Err(view)) => render_view(&pages, &id, &cookie, view, false).await,
+            Ok(Err(view)) => render_view(&pages, &id, &cookie, view, false, false).await,
             Err(failure) => unavailable(&failure),
         },
         Step::Disown => match pages.consent().disown(&id, &pages.visitor(cookie)).await {
@@ -287,7 +314,7 @@ async fn sign_in(pages: &Pages, flow: &str, cookie: &BrowserCookie, token: Optio
             pages.set_cookie(&mut response, &cookie);
             response
         }
-        Ok(None) => show(pages, flow, cookie, true).await,
+        Ok(None) => show(pages, flow, cookie, true, false).await,
         Err(failure) => unavailable(&failure),
     }
 }
@@ -462,16 +489,22 @@ async fn disconnect(
             "good",
             "Disconnected",
             "The provider has confirmed that its tokens are void.",
-            None,
+            Some(ACCOUNT),
         ),
         Ok(Some(Revocation::NotSupported | Revocation::Failed)) => message(
             StatusCode::OK,
             "",
             "Disconnected here",
             "obo has forgotten the connection, but the provider has not confirmed it. Remove obo in the provider's account settings too.",
-            None,
+            Some(ACCOUNT),
         ),
-        Ok(None) => gone(),
+        Ok(None) => message(
+            StatusCode::GONE,
+            "",
+            "Nothing to disconnect",
+            "This connection has ended already, or you are no longer signed in as its person.",
+            Some(ACCOUNT),
+        ),
         Err(failure) => unavailable(&failure),
     }
 }
@@ -483,6 +516,8 @@ struct SignIn<'a> {
     action: &'a str,
     form: &'a str,
     wrong: bool,
+    /// Whether it stands before a link, or before one's own page.
+    link: bool,
 }
 
 #[derive(Template)]
@@ -492,6 +527,8 @@ struct SignInAtIssuer<'a> {
     action: &'a str,
     form: &'a str,
     issuer: &'a str,
+    /// Whether it stands before a link, or before one's own page.
+    link: bool,
 }
 
 #[derive(Template)]
@@ -553,10 +590,12 @@ struct Message<'a> {
     tone: &'a str,
     text: &'a str,
     back: Option<&'a str>,
+    back_text: &'a str,
 }
 
 fn message(status: StatusCode, tone: &str, title: &str, text: &str, back: Option<&str>) -> Response {
-    page(status, &Message { style: STYLE, title, tone, text, back }, &[])
+    let back_text = if back == Some(ACCOUNT) { "Your connections" } else { "Try again" };
+    page(status, &Message { style: STYLE, title, tone, text, back, back_text }, &[])
 }
 
 fn unknown() -> Response {

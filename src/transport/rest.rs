@@ -95,7 +95,7 @@ async fn application(State(obo): State<Obo>, mut request: Request, next: Next) -
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", text).into_response()
         }
         Err(_) => {
-            let text = "the key of an application is needed in the Authorization header, and this is none";
+            let text = "the Authorization header needs the key of an application; there is none, or it is unknown, removed or replaced";
             let mut response = Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", text).into_response();
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             response

@@ -275,11 +275,14 @@ async fn an_applications_user_signs_in_at_the_tenants_issuer_and_stays_their_own
     let own = Mcp::new(&obo.base, Some(issuer.access_token("alice", &format!("{}/mcp", obo.base))));
     assert!(link_of(&own.call(SEND, mail("bob@example.com", "x")).await).is_some());
     let account = alice.get(&format!("{}/account", obo.base)).await;
-    assert!(
-        account.text.contains("alice (corp, acme)") && !account.text.contains("alice@example.com"),
-        "{}",
-        account.text
-    );
+    assert!(account.text.contains("alice (corp, acme)"), "{}", account.text);
+    // She sees what the application has of her, as the application's, and can end it; another person cannot.
+    assert!(account.text.contains("<dd>shop, which acts with it"), "{}", account.text);
+    let theirs = bob.get(&format!("{}/account", obo.base)).await;
+    assert!(!theirs.text.contains("alice@example.com"), "{}", theirs.text);
+    let ended = alice.submit(&account, &[]).await;
+    assert!(ended.text.contains("Disconnected"), "{}", ended.text);
+    assert!(link_of(&call(&obo, "shop", "alice").await).is_some());
 }
 
 #[tokio::test]

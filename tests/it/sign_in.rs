@@ -195,7 +195,7 @@ async fn the_account_page_shows_one_s_own_and_disconnects() {
 
     // Signing out, and in again by choice.
     let out = browser.submit(&page, &[]).await;
-    assert_eq!((out.status, out.location.as_deref()), (303, Some("/account")));
+    assert_eq!((out.status, out.location.as_deref()), (303, Some("/account?again=1")));
     let choose = browser.get(&account).await;
     assert!(choose.text.contains("/account?with=corp") && choose.text.contains("/account?with=obo"), "{}", choose.text);
     let back = sign_in(&mut browser, &issuer, &format!("{account}?with=corp"), "alice").await;
@@ -266,4 +266,25 @@ async fn t21_strangers_do_not_make_obo_ask_the_issuer_again_and_again() {
     obo.clock.advance(Duration::from_secs(601));
     Browser::new().get(&format!("{}/account?with=corp", obo.base)).await;
     assert_eq!(issuer.documents(), 2);
+}
+
+#[tokio::test]
+async fn whoever_signed_out_is_asked_who_they_are() {
+    let (obo, issuer) = with_issuer().await;
+    let link = link_for(&obo, &issuer, "alice").await;
+    let mut browser = Browser::new();
+    sign_in(&mut browser, &issuer, &link, "bob").await;
+    let refused = browser.get(&link).await;
+    let out = browser.submit(&refused, &[]).await;
+    let again = url::Url::parse(&link).unwrap().join(&out.location.unwrap()).unwrap();
+    // The issuer may remember bob: it must ask, or nobody else could sign in from here.
+    let page = browser.get(again.as_str()).await;
+    let sent = browser.submit(&page, &[]).await.location.unwrap();
+    assert!(sent.contains("&prompt=login"), "{sent}");
+    assert_eq!(browser.get(&issuer.sign_in(&sent, "alice")).await.status, 303);
+    assert!(browser.get(&link).await.text.contains("Connect Google?"));
+    // Who has not signed out is not asked twice.
+    let mut other = Browser::new();
+    let page = other.get(&link).await;
+    assert!(!other.submit(&page, &[]).await.location.unwrap().contains("prompt"));
 }

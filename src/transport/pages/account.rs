@@ -16,12 +16,14 @@ use crate::consent::{self, Back, BrowserCookie, SignInWay};
 use crate::id::{Person, Source};
 
 /// The path, which names its forms too.
-const PATH: &str = "/account";
+const PATH: &str = super::ACCOUNT;
 
 #[derive(Deserialize)]
 pub(super) struct Chosen {
     /// How to sign in: the name of an issuer, or `obo`.
     with: Option<String>,
+    /// See [`super::Further`].
+    again: Option<String>,
 }
 
 /// Shows the page, or the way to it.
@@ -30,7 +32,7 @@ pub(super) async fn show(State(pages): State<Pages>, Query(chosen): Query<Chosen
     let cookie = known.clone().unwrap_or_default();
     let mut response = match pages.consent().signed_in(&cookie).await {
         Ok(Some(person)) => own(&pages, &cookie, &person).await,
-        Ok(None) => sign_in(&pages, &cookie, chosen.with.as_deref(), false).await,
+        Ok(None) => sign_in(&pages, &cookie, &chosen, false).await,
         Err(failure) => unavailable(&failure),
     };
     if known.is_none() {
@@ -53,7 +55,7 @@ pub(super) async fn submit(
     };
     match submitted.step {
         Step::SignOut => match pages.consent().sign_out(&cookie).await {
-            Ok(()) => see_other(PATH),
+            Ok(()) => see_other(&format!("{PATH}?again=1")),
             Err(failure) => unavailable(&failure),
         },
         Step::SignIn => match super::token_cookie(&pages, submitted.token).await {
@@ -62,12 +64,19 @@ pub(super) async fn submit(
                 pages.set_cookie(&mut response, &cookie);
                 response
             }
-            Ok(None) => sign_in(&pages, &cookie, Some("obo"), true).await,
+            Ok(None) => {
+                let with_token = Chosen { with: Some("obo".to_owned()), again: None };
+                sign_in(&pages, &cookie, &with_token, true).await
+            }
             Err(failure) => unavailable(&failure),
         },
         Step::LogIn => {
             let Some(source) = chosen.with.and_then(|with| with.parse::<Source>().ok()) else { return bad_form() };
-            match pages.consent().begin_login(&source, Back::Account, &pages.visitor(cookie)).await {
+            match pages
+                .consent()
+                .begin_login(&source, Back::Account, &pages.visitor(cookie), chosen.again.is_some())
+                .await
+            {
                 Ok(Some(url)) => see_other(url.as_str()),
                 Ok(None) => bad_form(),
                 Err(failure) => unavailable(&failure),
@@ -103,7 +112,8 @@ fn default_form(connection: &str) -> String {
     format!("{PATH}/default {connection}")
 }
 
-async fn sign_in(pages: &Pages, cookie: &BrowserCookie, with: Option<&str>, wrong: bool) -> Response {
+async fn sign_in(pages: &Pages, cookie: &BrowserCookie, chosen: &Chosen, wrong: bool) -> Response {
+    let (with, again) = (chosen.with.as_deref(), if chosen.again.is_some() { "&again=1" } else { "" });
     let issuers = pages.consent().issuers();
     let form = match pages.consent().form_value(cookie, PATH).await {
         Ok(form) => form,
@@ -112,21 +122,22 @@ async fn sign_in(pages: &Pages, cookie: &BrowserCookie, with: Option<&str>, wron
     let chosen = match (with, &issuers[..]) {
         (Some("obo"), _) | (None, []) => {
             let status = if wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
-            return page(status, &SignIn { style: STYLE, action: PATH, form: &form, wrong }, &[]);
+            return page(status, &SignIn { style: STYLE, action: PATH, form: &form, wrong, link: false }, &[]);
         }
         (Some(with), _) => issuers.iter().find(|issuer| issuer.as_str() == with),
         (None, _) => None,
     };
     let Some(issuer) = chosen else {
-        return page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers }, &[]);
+        return page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers, again }, &[]);
     };
     match pages.consent().sign_in_way(issuer).await {
         Ok(SignInWay::Issuer { name, forward_to }) => {
-            let action = format!("{PATH}?with={name}");
-            let sign_in = SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str() };
+            let action = format!("{PATH}?with={name}{again}");
+            let sign_in =
+                SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str(), link: false };
             page(StatusCode::OK, &sign_in, &[forward_to])
         }
-        Ok(SignInWay::Token) => page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers }, &[]),
+        Ok(SignInWay::Token) => page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers, again }, &[]),
         Err(failure) => unavailable(&failure),
     }
 }
@@ -138,8 +149,13 @@ async fn own(pages: &Pages, cookie: &BrowserCookie, person: &Person) -> Response
             Err(failure) => return unavailable(&failure),
         };
     let mut connections = Vec::with_capacity(account.connections.len());
-    for connection in account.connections {
-        match row(pages, cookie, person, connection).await {
+    let through = match through_applications(pages, person).await {
+        Ok(through) => through,
+        Err(failure) => return unavailable(&failure),
+    };
+    let own = account.connections.into_iter().map(|connection| (None, connection));
+    for (application, connection) in own.chain(through.into_iter().map(|(name, one)| (Some(name), one))) {
+        match row(pages, cookie, application, connection).await {
             Ok(row) => connections.push(row),
             Err(failure) => return unavailable(&failure),
         }
@@ -149,14 +165,28 @@ async fn own(pages: &Pages, cookie: &BrowserCookie, person: &Person) -> Response
     page(StatusCode::OK, &own, &[])
 }
 
+/// What the person has connected through applications whose users sign in where they did, with the application's name.
+async fn through_applications(
+    pages: &Pages,
+    person: &Person,
+) -> Result<Vec<(String, consent::Connection)>, crate::failure::Failure> {
+    let mut through = Vec::new();
+    for user in pages.consent().also_as(person).await? {
+        let name = user.source.as_str().trim_start_matches("app:").to_owned();
+        let connections = pages.consent().account(&user).await?.connections;
+        through.extend(connections.into_iter().map(|connection| (name.clone(), connection)));
+    }
+    Ok(through)
+}
+
 async fn row(
     pages: &Pages,
     cookie: &BrowserCookie,
-    person: &Person,
+    application: Option<String>,
     connection: consent::Connection,
 ) -> Result<Row, crate::failure::Failure> {
     let named = Connection {
-        person: person.clone(),
+        person: connection.grant.person.clone(),
         provider: connection.grant.provider.to_string(),
         account: connection.grant.account.key.clone(),
     };
@@ -166,6 +196,7 @@ async fn row(
         form: pages.consent().form_value(cookie, &named).await?,
         default_form: pages.consent().form_value(cookie, &default_form(&named)).await?,
         connection: named,
+        application,
         provider: connection.provider_name,
         account: connection.grant.account.label,
         connected: day(connection.grant.connected_at),
@@ -182,6 +213,7 @@ struct Row {
     connection: String,
     form: String,
     default_form: String,
+    application: Option<String>,
     provider: String,
     account: String,
     connected: String,
@@ -230,4 +262,5 @@ struct Own<'a> {
 struct ChooseSignIn<'a> {
     style: &'a str,
     issuers: &'a [Source],
+    again: &'a str,
 }

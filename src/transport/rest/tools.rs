@@ -187,6 +187,7 @@ fn tool(obo: &Obo, subject: &Subject, name: &str, version: Option<&str>) -> Resu
 /// A call.
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "ExecuteRequest")]
+#[serde(deny_unknown_fields)]
 pub(super) struct Execute {
     /// The tool's name with its toolkit.
     tool_name: String,
@@ -201,6 +202,9 @@ pub(super) struct Execute {
     /// Calls cannot be scheduled: anything but null is refused.
     #[serde(default)]
     run_at: Option<Value>,
+    /// Taken, and without effect: no answer has a stack trace.
+    #[serde(default, rename = "include_error_stacktrace")]
+    _include_error_stacktrace: Option<bool>,
 }
 
 /// What became of a call.

@@ -990,7 +990,7 @@ for (const payload of [
     const signedIn = await account.get(await c.people.atIssuer(login.location, "alice"));
     assert.equal(answers(signedIn, 303).location, "/account");
     const out = await account.submit(await account.get("/account"), { text: "Sign out", changes: more });
-    assert.equal(answers(out, 303).location, "/account");
+    assert.equal(answers(out, 303).location, "/account?again=1");
   });
 }
 

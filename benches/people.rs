@@ -1,4 +1,5 @@
 //! A thousand people at once: each signs in at their identity provider from a consent link, connects, and makes a call.
+//! Then another thousand, to see whether anything piles up.
 //!
 //! `cargo bench --bench people`
 //!
@@ -13,7 +14,6 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -44,8 +44,6 @@ const WARM_UP: usize = 3;
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long it is left alone before its memory is compared.
 const REST: Duration = Duration::from_secs(30);
-/// How often its memory is read meanwhile.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 const TOOL: &str = "GoogleCalendar_ListEvents";
 const SCOPE: &str = "https://www.googleapis.com/auth/calendar.events.readonly";
@@ -76,35 +74,44 @@ async fn run() {
     }
     tokio::time::sleep(SETTLE).await;
     let before = obo.resident();
-    let peak = Arc::new(AtomicU64::new(before));
-    let watch = {
-        let (peak, process) = (Arc::clone(&peak), obo.0.id());
-        tokio::spawn(async move {
-            loop {
-                peak.fetch_max(resident(process), Ordering::Relaxed);
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        })
-    };
+    println!("resident memory before: {:.1} MiB", mib(before));
+    let mut errors = 0;
+    for wave in ["first", "second"] {
+        let (results, wall) = everybody_at_once(&base, &issuer, wave).await;
+        let peak = obo.most_resident();
+        errors += results.iter().filter(|result| result.is_err()).count();
+        print(wave, &results, wall);
+        tokio::time::sleep(REST).await;
+        let after = obo.resident();
+        let more = mib(after) - mib(before);
+        println!("resident memory: {peak:.1} MiB at the peak, {:.1} MiB after {REST:?} ({more:+.1} MiB)", mib(after));
+    }
+    drop(obo);
+    left(&folder.path().join("data")).await;
+    assert_eq!(errors, 0, "people did not get through");
+}
 
+/// Sends a thousand new people through.
+async fn everybody_at_once(base: &str, issuer: &Arc<Issuer>, wave: &str) -> (Vec<Result<Times, String>>, Duration) {
     // Made before the clock starts: what their clients cost is not obo's.
-    let everybody: Vec<_> =
-        (0..PEOPLE).map(|number| Somebody::new(&base, &issuer, format!("person-{number}"))).collect();
+    let everybody: Vec<_> = (0..PEOPLE).map(|number| Somebody::new(base, issuer, format!("{wave}-{number}"))).collect();
     let began = Instant::now();
     let under_way = everybody.into_iter().map(|one| {
-        let issuer = Arc::clone(&issuer);
+        let issuer = Arc::clone(issuer);
         tokio::spawn(async move { one.goes_through(&issuer).await })
     });
-    let results: Vec<Result<Times, String>> =
-        join_all(under_way).await.into_iter().map(|ended| ended.unwrap_or_else(|e| Err(e.to_string()))).collect();
+    let ended = join_all(under_way).await;
     let wall = began.elapsed();
+    (ended.into_iter().map(|ended| ended.unwrap_or_else(|panic| Err(panic.to_string()))).collect(), wall)
+}
 
+fn print(wave: &str, results: &[Result<Times, String>], wall: Duration) {
     let errors: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
-    println!("{PEOPLE} people at once: {wall:.2?} in all, {} errors", errors.len());
+    println!("\nthe {wave} {PEOPLE} people at once: {wall:.2?} in all, {} errors", errors.len());
     for error in errors.iter().take(5) {
         println!("  {error}");
     }
-    println!("\nstep                  p50        p99    slowest");
+    println!("step                  p50        p99    slowest");
     for (at, step) in STEPS.iter().enumerate() {
         let mut times: Vec<Duration> = results.iter().flatten().map(|times| times[at]).collect();
         times.sort_unstable();
@@ -112,21 +119,6 @@ async fn run() {
         let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
         println!("{step:<14} {:>7} ms {:>7} ms {:>7} ms", p50.as_millis(), p99.as_millis(), last.as_millis());
     }
-
-    tokio::time::sleep(REST).await;
-    watch.abort();
-    let after = obo.resident();
-    let mib = |kib: u64| kib as f64 / 1024.0;
-    println!(
-        "\nresident memory: {:.1} MiB before, {:.1} MiB at the peak, {:.1} MiB after {REST:?} ({:+.1} MiB)",
-        mib(before),
-        mib(peak.load(Ordering::Relaxed)),
-        mib(after),
-        mib(after) - mib(before)
-    );
-    drop(obo);
-    left(&folder.path().join("data")).await;
-    assert!(errors.is_empty(), "{} of {PEOPLE} people did not get through", errors.len());
 }
 
 /// How long each of [`STEPS`] took.
@@ -196,8 +188,20 @@ impl Somebody {
 struct Obo(Child);
 
 impl Obo {
+    /// Resident memory in KiB; 0 where it cannot be read.
     fn resident(&self) -> u64 {
-        resident(self.0.id())
+        self.status("VmRSS:")
+    }
+
+    /// The most that it ever was, in MiB.
+    fn most_resident(&self) -> f64 {
+        mib(self.status("VmHWM:"))
+    }
+
+    fn status(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
+        let value = status.lines().find_map(|text| text.strip_prefix(line));
+        value.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 }
 
@@ -262,9 +266,6 @@ async fn left(data: &Path) {
     println!("{}", line.trim_end_matches(','));
 }
 
-/// Resident memory in KiB; 0 where it cannot be read.
-fn resident(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
 }

@@ -5,6 +5,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use obo::cli::Cli;
 
+/// glibc's gives nothing back after a burst; see docs/decisions/0008.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     keep_secrets_out_of_crashes();
     allow_many_connections();

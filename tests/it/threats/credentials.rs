@@ -227,7 +227,7 @@ async fn t18_a_token_of_the_issuer_stands_for_its_person_and_others_for_nobody()
         let (status, challenge) = shown(&obo, Some(token), None).await;
         assert_eq!(status, 401, "{what}");
         assert!(challenge.contains(&metadata) && challenge.contains("error=\"invalid_token\""), "{what}: {challenge}");
-        // The pages take what the endpoint takes.
+        // No token of an issuer signs a browser in, and a bad one is told no more than that.
         let mut browser = Browser::new();
         let page = browser.get(&format!("{}/account?with=obo", obo.base)).await;
         assert_eq!(browser.submit(&page, &[("token", token)]).await.status, 401, "{what} on the page");

@@ -95,6 +95,17 @@ pub struct Egress {
     /// For the exempt: it connects to whatever their names resolve to.
     exempt_client: LazyClient,
     exempt: Arc<HashSet<(String, u16)>>,
+    /// Those of the exempt that `allow_private` names.
+    private: Arc<HashSet<(String, u16)>>,
+}
+
+/// Who chose an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ChosenBy {
+    /// The operator's files: what stands in them may be private.
+    Operator,
+    /// Somebody outside.
+    Stranger,
 }
 
 /// A client that is made on first need: the system's certificates are hundreds of files, and who launches obo over stdio
@@ -112,10 +123,9 @@ impl Egress {
     }
 
     fn with_resolver(config: &Config, written: &[Url], resolver: Arc<dyn Resolve>) -> Result<Self, String> {
-        let mut exempt: HashSet<(String, u16)> = written.iter().filter_map(host_and_port).collect();
-        for entry in &config.allow_private {
-            exempt.insert(parse_allow_private(entry)?);
-        }
+        let private: HashSet<(String, u16)> =
+            config.allow_private.iter().map(|entry| parse_allow_private(entry)).collect::<Result<_, _>>()?;
+        let exempt = written.iter().filter_map(host_and_port).chain(private.iter().cloned()).collect();
         let authorities = match &config.ca_file {
             Some(path) => read_authorities(path)?,
             None => Vec::new(),
@@ -141,6 +151,7 @@ impl Egress {
             // A proxy elsewhere cannot reach this machine's loopback. Only the exempt may: hence not `filtered`.
             exempt_client: lazy(recipe, resolver, Some("localhost,127.0.0.0/8,::1")),
             exempt: Arc::new(exempt),
+            private: Arc::new(private),
         };
         // Whether its certificates are any good is known once they are used.
         if config.ca_file.is_some() {
@@ -179,13 +190,35 @@ impl Egress {
     /// # Cancellation
     /// Dropping the future closes the connection; the request may have been received.
     pub async fn send(&self, request: reqwest::RequestBuilder, limits: Limits) -> Result<Answer, EgressError> {
+        self.send_to(ChosenBy::Operator, request, limits).await
+    }
+
+    /// The same for an address that somebody outside chose. That a private host stands somewhere in obo.toml does not open
+    /// it to them: only `allow_private` does.
+    ///
+    /// # Errors
+    /// As [`Egress::send`].
+    pub async fn send_to_stranger(
+        &self,
+        request: reqwest::RequestBuilder,
+        limits: Limits,
+    ) -> Result<Answer, EgressError> {
+        self.send_to(ChosenBy::Stranger, request, limits).await
+    }
+
+    async fn send_to(
+        &self,
+        chosen_by: ChosenBy,
+        request: reqwest::RequestBuilder,
+        limits: Limits,
+    ) -> Result<Answer, EgressError> {
         // The builder's own client is not used: which client may connect is decided here, by the host.
         let (_, request) = request.build_split();
         let Ok(request) = request else {
             return Err(EgressError::Forbidden("the server of a malformed request".to_owned()));
         };
         let host = request.url().host_str().unwrap_or("a URL without a host").to_owned();
-        let client = self.client_for(request.url()).ok_or_else(|| EgressError::Forbidden(host.clone()))?;
+        let client = self.client_for(request.url(), chosen_by).ok_or_else(|| EgressError::Forbidden(host.clone()))?;
         let client = LazyLock::force(client).as_ref().map_err(|cause| {
             tracing::error!(cause, "no request can be made");
             EgressError::Unreachable(host.clone())
@@ -197,14 +230,18 @@ impl Egress {
     }
 
     /// The client that may connect to a URL's host; none, where nobody may.
-    fn client_for(&self, url: &Url) -> Option<&LazyClient> {
+    fn client_for(&self, url: &Url, chosen_by: ChosenBy) -> Option<&LazyClient> {
         let host = url.host()?;
         match url.scheme() {
             "https" => {}
             "http" if is_loopback(&host) => {}
             _ => return None,
         }
-        if host_and_port(url).is_some_and(|at| self.exempt.contains(&at)) {
+        let exempt = match chosen_by {
+            ChosenBy::Operator => &self.exempt,
+            ChosenBy::Stranger => &self.private,
+        };
+        if host_and_port(url).is_some_and(|at| exempt.contains(&at)) {
             return Some(&self.exempt_client);
         }
         // Connecting to a literal asks no resolver. By now decimal, octal and hex spellings are plain (WHATWG URL).
@@ -559,6 +596,24 @@ mod tests {
         assert_eq!(canary.connections(), 2);
         let error = get(&allowed, "https://jira.corp:444/").await.err().unwrap();
         assert!(matches!(error, EgressError::Forbidden(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_stands_elsewhere_in_the_file_is_not_open_to_strangers() {
+        let (canary, allowed) = (canary().await, canary().await);
+        let config =
+            Config { allow_private: vec![format!("127.0.0.1:{}", allowed.address().port())], ..Config::default() };
+        let egress = Egress::with_resolver(&config, &[canary.url("/")], Scripted::new(&[&["127.0.0.1:0"]])).unwrap();
+        let strangers = async |url: Url| {
+            egress.send_to_stranger(egress.request(http::Method::GET, url), LIMITS).await.map(|answer| answer.status)
+        };
+        assert!(get(&egress, canary.url("/").as_str()).await.is_ok());
+        assert_eq!(canary.connections(), 1);
+        assert!(matches!(strangers(canary.url("/")).await, Err(EgressError::Forbidden(_))));
+        let named: Url = format!("http://localhost:{}/", canary.address().port()).parse().unwrap();
+        assert!(matches!(strangers(named).await, Err(EgressError::Forbidden(_))));
+        assert_eq!(canary.connections(), 1, "nothing was sent for a stranger");
+        assert!(strangers(allowed.url("/")).await.is_ok());
     }
 
     #[tokio::test]

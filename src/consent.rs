@@ -40,7 +40,7 @@ pub use confirm::{Confirmed, Typed};
 pub use flow::{FLOW_TTL, FlowId, MAX_MADE_PER_PERSON, MAX_OPEN_PER_PERSON, Need};
 pub use login::{Back, LoggedIn};
 pub use own::Done;
-pub use session::{BrowserCookie, SESSION_TTL};
+pub use session::{BrowserCookie, SESSION_TTL, SignedIn};
 pub use visit::{Asking, Listener, SignInWay, Then, View, Visitor, redirect_uri};
 pub use wish::{Progress, State, Wish, Wished};
 
@@ -182,6 +182,8 @@ struct Inner {
     local: bool,
     /// Sign-ins that were begun lately: anybody can begin one.
     logins: Window<()>,
+    /// The same for those that a client sent somebody to.
+    client_logins: Window<()>,
     /// Wakes held calls of this process when a flow of it ends.
     ended: Notify,
     /// Whoever waits for a link without a call.
@@ -213,6 +215,7 @@ impl Consent {
                 wait,
                 local,
                 logins: Window::new(FLOW_TTL, login::MAX_BEGUN),
+                client_logins: Window::new(FLOW_TTL, login::MAX_BEGUN_FOR_CLIENTS),
                 ended,
                 polls,
                 exchanges: TaskTracker::new(),

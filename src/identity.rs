@@ -17,10 +17,11 @@ use crate::failure::{Code, Failure};
 use crate::id::{Person, Source, TenantId, UserId};
 use crate::keys::{KeyError, Keys};
 use crate::secret::Secret;
-use crate::store::{Store, StoreError};
+use crate::store::{Record, Store, StoreError, Table};
 
 pub mod application;
 mod browser;
+pub mod client_session;
 #[cfg(test)]
 mod fixture;
 pub mod issuer;
@@ -29,6 +30,7 @@ pub mod os_user;
 
 pub use application::{Application, TokenReader};
 pub use browser::BrowserProof;
+pub use client_session::{ClientSession, ClientSessions};
 pub use issuer::SignIn;
 pub use obo_token::IssuedToken;
 pub use os_user::os_user_name;
@@ -129,6 +131,8 @@ pub enum Via {
     Issuer(String),
     /// A trusted application that named the user.
     Application(String),
+    /// A client that the person signed in at obo itself.
+    Client(String),
 }
 
 /// What the scopes of a good token do not allow. Its client can ask the issuer for a token with the whole set.
@@ -254,6 +258,7 @@ pub trait Authenticate: Send + Sync {
 pub struct Identity {
     os_user: os_user::OsUser,
     tokens: obo_token::OboTokens,
+    clients: client_session::ClientSessions,
     issuers: Arc<issuer::Issuers>,
     applications: application::Applications,
 }
@@ -271,10 +276,18 @@ impl Identity {
         clock: SharedClock,
     ) -> Result<Self, String> {
         config.check()?;
+        let issuers = Arc::new(issuer::Issuers::new(config.issuer, egress, Arc::clone(&clock)));
+        let clients = client_session::ClientSessions::new(
+            Arc::clone(&store),
+            keys.clone(),
+            Arc::clone(&issuers),
+            Arc::clone(&clock),
+        );
         Ok(Self {
             os_user: os_user::OsUser,
             tokens: obo_token::OboTokens::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock)),
-            issuers: Arc::new(issuer::Issuers::new(config.issuer, egress, Arc::clone(&clock))),
+            clients,
+            issuers,
             applications: application::Applications::new(config.application, store, keys, clock),
         })
     }
@@ -306,6 +319,19 @@ impl Identity {
     /// Tokens that obo issues itself.
     pub fn tokens(&self) -> &obo_token::OboTokens {
         &self.tokens
+    }
+
+    /// Accepts the tokens that obo's own authorization server gave to clients. Without this they are refused, also those of
+    /// a time when it was on.
+    #[must_use]
+    pub fn with_clients(mut self) -> Self {
+        self.clients.accept();
+        self
+    }
+
+    /// Clients that people signed in at obo itself.
+    pub fn clients(&self) -> &client_session::ClientSessions {
+        &self.clients
     }
 
     /// Trusted applications.
@@ -353,6 +379,7 @@ impl Identity {
         let Credential::Bearer { token, obo_user } = credential else { return Ok(&self.os_user) };
         Ok(match bearer_form(token, obo_user.is_some())? {
             BearerForm::OboToken => &self.tokens,
+            BearerForm::ClientToken => &self.clients,
             BearerForm::ApplicationKey => &self.applications,
             BearerForm::Jwt => &*self.issuers,
             // A key that is missing its user is worth all of its users: it goes to nobody.
@@ -383,6 +410,7 @@ fn log_refusal<T>(result: Result<T, IdentityError>) -> Result<T, IdentityError> 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BearerForm {
     OboToken,
+    ClientToken,
     ApplicationKey,
     Jwt,
     Opaque,
@@ -396,13 +424,24 @@ fn bearer_form(token: &Secret, names_a_user: bool) -> Result<BearerForm, Identit
     if text.len() > MAX_BEARER_BYTES {
         return Err(IdentityError::invalid("the bearer is longer than obo reads"));
     }
-    match (text.starts_with(obo_token::PREFIX), names_a_user) {
+    let own = if text.starts_with(obo_token::PREFIX) {
+        Some(BearerForm::OboToken)
+    } else {
+        text.starts_with(client_session::ACCESS_PREFIX).then_some(BearerForm::ClientToken)
+    };
+    match (own, names_a_user) {
         // Ignoring the header would let a caller believe that it acts as somebody else.
-        (true, true) => Err(IdentityError::invalid("a token issued by obo with Obo-User, which is for applications")),
-        (true, false) => Ok(BearerForm::OboToken),
-        (false, true) => Ok(BearerForm::ApplicationKey),
-        (false, false) if text.split('.').count() == 3 => Ok(BearerForm::Jwt),
-        (false, false) => Ok(BearerForm::Opaque),
+        (Some(_), true) => {
+            Err(IdentityError::invalid("a token issued by obo with Obo-User, which is for applications"))
+        }
+        (Some(own), false) => Ok(own),
+        // It is for the token endpoint. An issuer that is asked about opaque tokens must not get to see it.
+        (None, _) if text.starts_with(client_session::REFRESH_PREFIX) => {
+            Err(IdentityError::invalid("a refresh token of obo, where an access token belongs"))
+        }
+        (None, true) => Ok(BearerForm::ApplicationKey),
+        (None, false) if text.split('.').count() == 3 => Ok(BearerForm::Jwt),
+        (None, false) => Ok(BearerForm::Opaque),
     }
 }
 
@@ -414,6 +453,23 @@ fn bounded_groups(groups: Vec<String>) -> Result<Vec<String>, &'static str> {
     let fits =
         |group: &String| !group.is_empty() && group.len() <= MAX_GROUP_BYTES && !group.chars().any(char::is_control);
     if groups.iter().all(fits) { Ok(groups) } else { Err("a group's name is empty, too long, or not printable") }
+}
+
+/// Records read at once when looking through all of a table.
+const PAGE: usize = 256;
+
+/// All records of a table.
+async fn all_records(store: &dyn Store, table: Table) -> Result<Vec<Record>, Failure> {
+    let mut records: Vec<Record> = Vec::new();
+    loop {
+        let after = records.last().map(|record| record.key);
+        let page = store.scan(table, after.as_ref(), PAGE).await.map_err(store_failure)?;
+        let last = page.len() < PAGE;
+        records.extend(page);
+        if last {
+            return Ok(records);
+        }
+    }
 }
 
 /// A store that cannot be read or written, for the person who runs a command.

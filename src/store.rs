@@ -35,6 +35,12 @@ pub enum Table {
     Login = 10,
     /// When a trusted application was last seen.
     ApplicationUse = 11,
+    /// A code of obo's own authorization server, for a client to exchange.
+    AuthorizationCode = 12,
+    /// A client that a person signed in at obo itself.
+    ClientSession = 13,
+    /// An access token of such a client.
+    ClientToken = 14,
 }
 
 /// The key of a record: a hash, so that it tells nothing about what it names.

@@ -26,6 +26,8 @@ const STATE_BYTES: usize = 32;
 /// How many sign-ins may be begun within [`FLOW_TTL`], by one process. Anybody can begin one, and each is kept for that
 /// long: about 100 MB.
 pub(super) const MAX_BEGUN: usize = 100_000;
+/// The same for those that a client sent somebody to: its request is kept with each, about 7 KB.
+pub(super) const MAX_BEGUN_FOR_CLIENTS: usize = 15_000;
 /// How many random bytes a nonce has.
 const NONCE_BYTES: usize = 32;
 
@@ -37,6 +39,11 @@ pub enum Back {
     Connect(FlowId),
     /// To the person's own page.
     Account,
+    /// To the decision about a client, whose request is this query.
+    Client {
+        /// As it stood in the address.
+        query: String,
+    },
 }
 
 impl Back {
@@ -45,6 +52,7 @@ impl Back {
         match self {
             Self::Connect(flow) => format!("/connect/{}", flow.as_str()),
             Self::Account => "/account".to_owned(),
+            Self::Client { query } => format!("/oauth/authorize?{query}"),
         }
     }
 }
@@ -105,7 +113,8 @@ impl Consent {
         again: bool,
     ) -> Result<Option<Url>, Failure> {
         let Some(sign_in) = self.sign_in_at(source).await? else { return Ok(None) };
-        if !self.inner.logins.count((), self.inner.clock.now()) {
+        let begun = if matches!(back, Back::Client { .. }) { &self.inner.client_logins } else { &self.inner.logins };
+        if !begun.count((), self.inner.clock.now()) {
             return Err(Failure::new(Code::RateLimited, "too many sign-ins were begun; try again in a few minutes"));
         }
         let redirect_uri = login_redirect_uri(&visitor.base, source)?;

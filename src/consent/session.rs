@@ -14,7 +14,7 @@ use super::{Consent, flow};
 use crate::clock::later;
 use crate::failure::Failure;
 use crate::id::{Person, TenantId};
-use crate::identity::Subject;
+use crate::identity::{Subject, Via};
 use crate::keys::{Context, KeyError};
 use crate::secret::{Secret, random_text};
 use crate::store::{Record, RecordKey, StoreError, Table, Write};
@@ -63,6 +63,21 @@ impl FromStr for BrowserCookie {
 struct Session {
     person: Person,
     until: Timestamp,
+    #[serde(default)]
+    groups: Vec<String>,
+    #[serde(default)]
+    proof_until: Option<Timestamp>,
+}
+
+/// Whom a browser is signed in as, with what that sign-in can vouch for.
+pub struct SignedIn {
+    /// Who.
+    pub person: Person,
+    /// The groups that they were in when they signed in.
+    pub groups: Vec<String>,
+    /// When the token of obo that they signed in with runs out: nothing that they allow may last longer. An issuer's
+    /// sign-in has no such end; its ID token's end says nothing about the person.
+    pub proof_until: Option<Timestamp>,
 }
 
 impl Consent {
@@ -77,8 +92,13 @@ impl Consent {
         let until = later(self.inner.clock.now(), SESSION_TTL);
         // Never longer than what proved who it is.
         let until = subject.expires_at().map_or(until, |expires| until.min(expires));
-        let plain =
-            serde_json::to_vec(&Session { person: subject.person().clone(), until }).map_err(Failure::internal)?;
+        let session = Session {
+            person: subject.person().clone(),
+            until,
+            groups: subject.groups().to_vec(),
+            proof_until: subject.expires_at().filter(|_| *subject.via() == Via::OboToken),
+        };
+        let plain = serde_json::to_vec(&session).map_err(Failure::internal)?;
         let keys = self.inner.keys.open().await?;
         let sealed = keys.seal(&TenantId::default_tenant(), &context(&key), &plain).await?;
         let owner = keys.record_key(Table::Session, &subject.person().parts());
@@ -122,6 +142,14 @@ impl Consent {
     /// # Errors
     /// `vault_unavailable`.
     pub async fn signed_in(&self, cookie: &BrowserCookie) -> Result<Option<Person>, Failure> {
+        Ok(self.sign_in_of(cookie).await?.map(|signed_in| signed_in.person))
+    }
+
+    /// The same, with what else is known of it.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn sign_in_of(&self, cookie: &BrowserCookie) -> Result<Option<SignedIn>, Failure> {
         let key = cookie.hash();
         let Some(record) = self.inner.store.get(Table::Session, &key).await.map_err(flow::unavailable)? else {
             return Ok(None);
@@ -133,7 +161,8 @@ impl Consent {
             Err(error) => return Err(error.into()),
         };
         let session: Session = serde_json::from_slice(plain.expose()).map_err(Failure::internal)?;
-        Ok((self.inner.clock.now() < session.until).then_some(session.person))
+        let Session { person, until, groups, proof_until } = session;
+        Ok((self.inner.clock.now() < until).then_some(SignedIn { person, groups, proof_until }))
     }
 
     /// The hidden value of a form of this browser.

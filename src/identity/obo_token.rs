@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Authenticate, Credential, IdentityError, Subject, Via, bounded_groups, store_failure};
+use super::{Authenticate, Credential, IdentityError, Subject, Via, all_records, bounded_groups, store_failure};
 use crate::clock::{SharedClock, later};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source, TenantId};
@@ -24,9 +24,6 @@ pub const PREFIX: &str = "obo_";
 
 /// Characters after the prefix: 32 bytes in base64url.
 const SECRET_CHARS: usize = 43;
-
-/// Records read at once when looking through all tokens.
-const PAGE: usize = 256;
 
 /// A token that was issued, without the token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +111,7 @@ impl OboTokens {
         let keys = self.keys.open().await?;
         let records = match person {
             Some(person) => self.store.owned(Table::Token, &owner(&keys, person)).await.map_err(store_failure)?,
-            None => self.all().await?,
+            None => all_records(&*self.store, Table::Token).await?,
         };
         let mut list = Vec::with_capacity(records.len());
         for record in &records {
@@ -134,7 +131,7 @@ impl OboTokens {
     /// `not_found`; `vault_unavailable`.
     pub async fn revoke(&self, id: &str) -> Result<IssuedToken, Failure> {
         let keys = self.keys.open().await?;
-        for record in self.all().await? {
+        for record in all_records(&*self.store, Table::Token).await? {
             let Ok(issued) = open(&keys, &record).await else { continue };
             if issued.id != id {
                 continue;
@@ -147,19 +144,6 @@ impl OboTokens {
             };
         }
         Err(Failure::new(Code::NotFound, "no token has this id; `obo token list` shows them"))
-    }
-
-    async fn all(&self) -> Result<Vec<Record>, Failure> {
-        let mut records: Vec<Record> = Vec::new();
-        loop {
-            let after = records.last().map(|record| record.key);
-            let page = self.store.scan(Table::Token, after.as_ref(), PAGE).await.map_err(store_failure)?;
-            let last = page.len() < PAGE;
-            records.extend(page);
-            if last {
-                return Ok(records);
-            }
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::audit::{Audit, Event, Kind, Phase};
+use crate::authorization_server::{self, AuthorizationServer};
 use crate::call::{Obo, Stages};
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
@@ -23,7 +24,7 @@ use crate::policy::Policy;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError, Table};
 use crate::transport::loopback::{Loopback, Owner, Proof, Site, owner_route, shared_address};
-use crate::transport::{http, pages, rest};
+use crate::transport::{http, oauth, pages, rest};
 use crate::vault::{self, Vault};
 
 /// How this process is used: who serves the consent pages, and for whom flows are made.
@@ -82,6 +83,8 @@ pub struct App {
     pub loopback: Option<Arc<Loopback>>,
     /// What proves the ownership of the shared port.
     pub proof: Proof,
+    /// obo's own authorization server, where it is on.
+    pub clients: Option<AuthorizationServer>,
 }
 
 impl App {
@@ -122,6 +125,19 @@ impl App {
             Arc::clone(&clock),
         )
         .map_err(ConfigError::new)?;
+        let identity = if config.authorization_server.enabled { identity.with_clients() } else { identity };
+        let clients = config.authorization_server.enabled.then_some(public_url(&config)?).map(|base| {
+            AuthorizationServer::new(authorization_server::Parts {
+                config: config.authorization_server,
+                base,
+                store: Arc::clone(&store),
+                keys: keys.clone(),
+                identity: identity.clone(),
+                egress: egress.clone(),
+                audit: audit.clone(),
+                clock: Arc::clone(&clock),
+            })
+        });
 
         let owner = if way == Way::Serve { Owner::Site(public_url(&config)?) } else { Owner::Local };
         let proof = Proof::new(keys.clone(), data_dir, digest_of_providers(&catalog), shared.port(), owner);
@@ -154,7 +170,7 @@ impl App {
             executor: Executor::new(egress),
             calls_per_minute: config.server.calls_per_minute,
         });
-        Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, proof })
+        Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, proof, clients })
     }
 }
 
@@ -253,14 +269,24 @@ pub fn loopback_base(config: &Config) -> Result<Url, ConfigError> {
 /// As [`public_url`].
 pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
     let base = public_url(&app.config)?;
-    let pages = pages::router(app.obo.clone(), Listener::Site, base).fallback(pages::nothing_here);
-    let further = pages.merge(rest::router(app.obo.clone()));
+    let pages = pages::router(app.obo.clone(), Listener::Site, base, app.clients.clone());
+    let mut further = pages.fallback(pages::nothing_here).merge(rest::router(app.obo.clone()));
+    let issuers = || app.obo.identity().issuers();
+    let (mut scopes, mut servers) =
+        (http::Scopes::of(issuers()), issuers().map(|issuer| issuer.issuer.clone()).collect::<Vec<_>>());
+    if let Some(server) = &app.clients {
+        further = further.merge(oauth::router(server.clone()));
+        // Clients take the first one, as a rule, and it is on because the issuers cannot register them.
+        (scopes, servers) = (http::Scopes::own(), vec![server.issuer().to_owned()]);
+    }
     Ok(http::router(http::Setup {
         service: Arc::new(app.obo.clone()),
         config: app.config.server.clone(),
         listen,
-        scopes: http::Scopes::of(app.obo.identity().issuers()),
-        issuers: app.obo.identity().issuers().map(|issuer| issuer.issuer.clone()).collect(),
+        scopes,
+        issuers: servers,
+        // What an issuer's tokens are for stands in obo.toml, and is one address.
+        sse_is_a_resource: app.clients.is_some(),
         ready: Arc::new(Readiness { store: Arc::clone(&app.store), keys: app.keys.clone() }),
         further,
         // Neighbours ask by address, whatever the public name is.

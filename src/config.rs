@@ -10,7 +10,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::secret::Secret;
-use crate::{audit, catalog, egress, identity, keys, policy, transport};
+use crate::{audit, authorization_server, catalog, egress, identity, keys, policy, transport};
 
 mod source;
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub vault: VaultConfig,
     /// Who people are: identity providers and trusted applications.
     pub identity: identity::Config,
+    /// Signing MCP clients in at obo itself.
+    pub authorization_server: authorization_server::Config,
     /// The OAuth clients of providers, one table a provider.
     pub providers: BTreeMap<String, catalog::ProviderConfig>,
     /// Which tools are offered.

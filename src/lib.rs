@@ -8,7 +8,7 @@
 //! - [`identity`]: who is this? · [`catalog`]: what is asked for?
 //! - [`policy`]: may they? · [`oauth`]: the only client of token endpoints.
 //! - [`vault`]: the person's token · [`executor`]: the only client of provider APIs · [`audit`]: who did what.
-//! - [`consent`]: has the person said yes?
+//! - [`consent`]: has the person said yes? · [`authorization_server`]: which clients may ask for them?
 //! - [`call`]: the only place that knows all the stages.
 //! - [`transport`]: MCP over stdio and HTTP, and the pages a person sees.
 //! - [`config`], [`app`], [`cli`]: everything put together.
@@ -33,6 +33,7 @@ pub mod audit;
 pub mod executor;
 pub mod vault;
 
+pub mod authorization_server;
 pub mod consent;
 
 pub mod call;

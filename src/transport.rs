@@ -8,7 +8,7 @@
 //! - [`delivery`]: what a call that needs consent returns, by revision and client.
 //! - `mcp`: the protocol's methods, shared by every transport.
 //! - [`stdio`], [`http`]: the transports.
-//! - [`rest`]: for applications. [`pages`]: what a person sees. [`loopback`]: the port that all processes of a data folder share.
+//! - [`rest`]: for applications. [`oauth`]: for clients that look for where to sign in. [`pages`]: what a person sees. [`loopback`]: the port that all processes of a data folder share.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ pub mod frame;
 pub mod http;
 pub mod loopback;
 mod mcp;
+pub mod oauth;
 pub mod pages;
 pub mod rest;
 pub mod signal;

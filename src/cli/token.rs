@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use clap::Subcommand;
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{Exit, Global, Who, actor, duration, output};
 use crate::app::{App, Way};
 use crate::audit::{Event, Kind, Phase};
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::id::Person;
-use crate::identity::IssuedToken;
+use crate::identity::{ClientSession, IssuedToken};
 
 #[derive(Subcommand)]
 pub(super) enum Token {
@@ -29,13 +30,13 @@ pub(super) enum Token {
         #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
         ttl: Duration,
     },
-    /// The tokens that were issued
+    /// The tokens that were issued, and the clients that people signed in
     List {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Make a token void at once
+    /// Make a token void at once, or sign a client out. With a token go its person's browsers and clients
     Revoke {
         /// The id, as `obo token list` shows it
         id: String,
@@ -61,32 +62,47 @@ impl Token {
             }
             Token::List { json } => {
                 let tokens = tokens.list(None).await?;
+                let clients = app.obo.identity().clients().list(None).await?;
                 if json {
-                    return output::json(&tokens.iter().map(as_json).collect::<Vec<_>>());
+                    let all = tokens.iter().map(as_json).chain(clients.iter().map(client_as_json));
+                    return output::json(&all.collect::<Vec<_>>());
                 }
-                if tokens.is_empty() {
+                if tokens.is_empty() && clients.is_empty() {
                     eprintln!("No token was issued yet. `obo token issue --user NAME` issues one.");
                     return Ok(());
                 }
                 let now = app.clock.now();
-                let rows: Vec<Vec<String>> = tokens
-                    .iter()
-                    .map(|token| {
-                        let expires = token.expires_at.strftime("%Y-%m-%d %H:%M").to_string();
-                        vec![
-                            token.id.clone(),
-                            token.person.user.to_string(),
-                            token.person.tenant.to_string(),
-                            token.groups.join(","),
-                            if token.expires_at <= now { format!("expired {expires}") } else { expires },
-                        ]
-                    })
-                    .collect();
-                output::table(&["ID", "USER", "TENANT", "GROUPS", "EXPIRES (UTC)"], &rows)
+                let row = |id: &str, person: &Person, groups: &[String], expires_at: Timestamp, client: &str| {
+                    let expires = expires_at.strftime("%Y-%m-%d %H:%M").to_string();
+                    vec![
+                        id.to_owned(),
+                        person.user.to_string(),
+                        person.source.to_string(),
+                        person.tenant.to_string(),
+                        groups.join(","),
+                        if expires_at <= now { format!("expired {expires}") } else { expires },
+                        client.to_owned(),
+                    ]
+                };
+                let tokens = tokens.iter().map(|t| row(&t.id, &t.person, &t.groups, t.expires_at, ""));
+                let clients = clients.iter().map(|c| row(&c.id, &c.person, &c.groups, c.expires_at, &c.client));
+                let rows: Vec<Vec<String>> = tokens.chain(clients).collect();
+                output::table(&["ID", "USER", "SOURCE", "TENANT", "GROUPS", "EXPIRES (UTC)", "CLIENT"], &rows)
             }
             Token::Revoke { id } => {
-                let revoked = tokens.revoke(&id).await?;
+                let clients = app.obo.identity().clients();
+                let revoked = match tokens.revoke(&id).await {
+                    Ok(revoked) => revoked,
+                    Err(failure) if failure.code == Code::NotFound => {
+                        let client = clients.revoke(None, &id).await?;
+                        record(&app, &client.person, &format!("client.signed_out {}", client.id)).await?;
+                        return output::line(format!("{} acts no longer for {}.", client.client, client.person));
+                    }
+                    Err(failure) => return Err(failure.into()),
+                };
+                // What was allowed with it goes with it.
                 app.obo.consent().sign_out_everywhere(&revoked.person).await?;
+                clients.revoke_all(&revoked.person).await?;
                 record(&app, &revoked.person, &format!("token.revoked {}", revoked.id)).await?;
                 output::line(format!("Token {} of {} is void.", revoked.id, revoked.person))
             }
@@ -115,8 +131,24 @@ fn as_json(token: &IssuedToken) -> serde_json::Value {
         "id": token.id,
         "user": token.person.user,
         "tenant": token.person.tenant,
+        "source": token.person.source,
         "groups": token.groups,
         "created_at": token.created_at.to_string(),
         "expires_at": token.expires_at.to_string(),
+    })
+}
+
+fn client_as_json(session: &ClientSession) -> serde_json::Value {
+    json!({
+        "id": session.id,
+        "user": session.person.user,
+        "tenant": session.person.tenant,
+        "source": session.person.source,
+        "groups": session.groups,
+        "client": session.client,
+        "client_id": session.client_id,
+        "created_at": session.created_at.to_string(),
+        "used_at": session.used_at.to_string(),
+        "expires_at": session.expires_at.to_string(),
     })
 }

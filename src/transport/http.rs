@@ -66,6 +66,8 @@ pub struct Setup<S> {
     pub issuers: Vec<String>,
     /// The scopes that their tokens need, for the metadata and for challenges.
     pub scopes: Scopes,
+    /// Whether `/sse` is described as a resource of its own, for clients that were given its address.
+    pub sse_is_a_resource: bool,
     /// Whether calls can be served.
     pub ready: Arc<dyn Ready>,
     /// Further routes: the pages, REST. Only `Host` is checked for them. They authenticate by their own means, and
@@ -101,13 +103,14 @@ struct Stop {
 
 /// Puts the routes together.
 pub fn router<S: Service>(setup: Setup<S>) -> App {
-    let Setup { service, config, listen, issuers, scopes, ready, further, unhosted } = setup;
+    let Setup { service, config, listen, issuers, scopes, sse_is_a_resource, ready, further, unhosted } = setup;
     let base = config.public_base();
     let gate = Arc::new(Gate::new(&config, listen));
     let stop =
         Stop { listening: CancellationToken::new(), answers: TaskTracker::new(), sessions: CancellationToken::new() };
     let settings = Settings::from(&config);
-    let challenges = Challenges::new(metadata::url(&base), &scopes);
+    let described = &metadata::RESOURCES[..if sse_is_a_resource { 2 } else { 1 }];
+    let challenges = Challenges::new(&base, described, &scopes);
     let endpoint = Arc::new(Endpoint::new(service, settings, challenges, stop.clone()));
 
     let protocol = Router::new()
@@ -116,14 +119,17 @@ pub fn router<S: Service>(setup: Setup<S>) -> App {
         .route("/messages", post(sse::message::<S>))
         .with_state(endpoint)
         .layer(middleware::from_fn_with_state(gate.clone(), origin::check_origin));
-    let document = metadata::document(&base, &issuers, &scopes);
-    let mut described = Router::new();
-    for path in metadata::PATHS {
-        let document = document.clone();
-        described = described.route(path, get(move || std::future::ready(metadata::answer(document.clone()))));
+    let mut documents = Router::new();
+    for (path, resource) in described
+        .iter()
+        .map(|&resource| (metadata::path(resource), resource))
+        .chain([(metadata::ROOT.to_owned(), "/mcp")])
+    {
+        let document = metadata::document(&base, resource, &issuers, &scopes);
+        documents = documents.route(&path, get(move || std::future::ready(metadata::answer(document.clone()))));
     }
     let router = protocol
-        .merge(described)
+        .merge(documents)
         .merge(further)
         .layer(middleware::from_fn_with_state(gate, origin::check_host))
         .merge(health::router(ready))

@@ -169,7 +169,7 @@ impl Loopback {
 
     fn router(&self, obo: Obo) -> Router {
         let hosts = self.hosts();
-        pages::router(obo, Listener::Local, self.base.clone())
+        pages::router(obo, Listener::Local, self.base.clone(), None)
             .merge(owner_route(self.proof.clone()))
             .fallback(pages::nothing_here)
             .layer(middleware::from_fn(move |request: Request, next: Next| {

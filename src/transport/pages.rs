@@ -17,18 +17,22 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use url::Url;
 
+use crate::authorization_server::{self, AuthorizationServer};
 use crate::call::Obo;
 use crate::consent::{
     Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, LoggedIn, Returned, SignInWay, Then, View, Visitor,
 };
 use crate::failure::{Code, Failure};
 use crate::id::Person;
-use crate::identity::{Credential, IdentityError, Via};
 use crate::oauth::Revocation;
 use crate::secret::Secret;
 
 mod account;
+mod authorize;
 mod guard;
+mod sign_in;
+
+use sign_in::{Chosen, For, token_cookie};
 
 /// The style sheet, in every page. Its hash stands in the Content-Security-Policy.
 const STYLE: &str = include_str!("pages/style.css");
@@ -50,11 +54,18 @@ pub struct Pages {
     obo: Obo,
     listener: Listener,
     base: Url,
+    clients: Option<AuthorizationServer>,
 }
 
-/// The routes of the pages, under `base`.
-pub fn router(obo: Obo, listener: Listener, base: Url) -> Router {
-    Router::new()
+/// The routes of the pages, under `base`. `clients`: obo's own authorization server, where it is on.
+pub fn router(obo: Obo, listener: Listener, base: Url, clients: Option<AuthorizationServer>) -> Router {
+    let mut router = Router::new();
+    if clients.is_some() {
+        router = router
+            .route(authorization_server::path::AUTHORIZE, get(authorize::show).post(authorize::submit))
+            .route("/account/client", post(account::sign_client_out));
+    }
+    router
         .route("/connect/{flow}", get(open).post(submit))
         .route("/oauth/callback/{provider}", get(callback))
         .route("/login/callback/{issuer}", get(login_callback))
@@ -62,7 +73,7 @@ pub fn router(obo: Obo, listener: Listener, base: Url) -> Router {
         .route("/account/default", post(account::prefer))
         .route("/account/disconnect", post(disconnect))
         .layer(middleware::from_fn(whole_form))
-        .with_state(Pages { obo, listener, base })
+        .with_state(Pages { obo, listener, base, clients })
 }
 
 /// Reads a form whole before anything is made of it, within bounds of size and time: the pages are open to everybody.
@@ -124,22 +135,15 @@ impl Pages {
     }
 }
 
-/// What a page's address says besides.
-#[derive(Deserialize)]
-struct Further {
-    /// The person has just signed out: their issuer must ask who it is, although it may remember.
-    again: Option<String>,
-}
-
 async fn open(
     State(pages): State<Pages>,
     Path(flow): Path<String>,
-    Query(further): Query<Further>,
+    Query(chosen): Query<Chosen>,
     headers: HeaderMap,
 ) -> Response {
     let known = pages.cookie_of(&headers);
     let cookie = known.clone().unwrap_or_default();
-    let mut response = show(&pages, &flow, &cookie, false, further.again.is_some()).await;
+    let mut response = show(&pages, &flow, &cookie, false, chosen.again.is_some()).await;
     if known.is_none() {
         pages.set_cookie(&mut response, &cookie);
     }
@@ -171,15 +175,10 @@ async fn render_view(
     match view {
         View::Unknown => unknown(),
         View::Gone => gone(),
-        View::SignIn(SignInWay::Token) => {
-            let status = if wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
-            page(status, &SignIn { style: STYLE, action: &action, form: &form, wrong, link: true }, &[])
-        }
+        View::SignIn(SignInWay::Token) => sign_in::with_token(&action, &form, wrong, For::Link),
         View::SignIn(SignInWay::Issuer { name, forward_to }) => {
             let action = if again { format!("{action}?again=1") } else { action };
-            let sign_in =
-                SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str(), link: true };
-            page(StatusCode::OK, &sign_in, &[forward_to])
+            sign_in::at_issuer(&action, &form, name.as_str(), For::Link, forward_to)
         }
         View::NoProof => message(
             StatusCode::FORBIDDEN,
@@ -260,12 +259,14 @@ enum Step {
     SignOut,
     Connect,
     Disown,
+    Allow,
+    Deny,
 }
 
 async fn submit(
     State(pages): State<Pages>,
     Path(flow): Path<String>,
-    Query(further): Query<Further>,
+    Query(chosen): Query<Chosen>,
     headers: HeaderMap,
     form: Result<Form<Submitted>, axum::extract::rejection::FormRejection>,
 ) -> Response {
@@ -276,9 +277,9 @@ async fn submit(
         Err(refusal) => return refusal,
     };
     match submitted.step {
-        Step::SignIn => sign_in(&pages, &flow, &cookie, submitted.token).await,
+        Step::SignIn => sign_in_at_link(&pages, &flow, &cookie, submitted.token).await,
         Step::LogIn => {
-            match pages.consent().login_for(&id, &pages.visitor(cookie.clone()), further.again.is_some()).await {
+            match pages.consent().login_for(&id, &pages.visitor(cookie.clone()), chosen.again.is_some()).await {
                 Ok(Some(url)) => see_other(url.as_str()),
                 Ok(None) => gone(),
                 Err(failure) => unavailable(&failure),
@@ -304,10 +305,11 @@ async fn submit(
             Ok(false) => gone(),
             Err(failure) => unavailable(&failure),
         },
+        Step::Allow | Step::Deny => bad_form(),
     }
 }
 
-async fn sign_in(pages: &Pages, flow: &str, cookie: &BrowserCookie, token: Option<Secret>) -> Response {
+async fn sign_in_at_link(pages: &Pages, flow: &str, cookie: &BrowserCookie, token: Option<Secret>) -> Response {
     match token_cookie(pages, token).await {
         Ok(Some(cookie)) => {
             let mut response = see_other(&format!("/connect/{flow}"));
@@ -316,21 +318,6 @@ async fn sign_in(pages: &Pages, flow: &str, cookie: &BrowserCookie, token: Optio
         }
         Ok(None) => show(pages, flow, cookie, true, false).await,
         Err(failure) => unavailable(&failure),
-    }
-}
-
-/// Signs a browser in with the token of obo that was typed into a form; `None` where it is not a good one.
-///
-/// A token of an issuer is its client's: what that client may do is bounded by the token's scopes, and a browser that is
-/// signed in may do everything the person may.
-async fn token_cookie(pages: &Pages, token: Option<Secret>) -> Result<Option<BrowserCookie>, Failure> {
-    let Some(token) = token else { return Ok(None) };
-    let token = Secret::new(token.expose().trim());
-    match pages.obo.authenticate(&Credential::Bearer { token, obo_user: None }).await {
-        Ok(subject) if *subject.via() == Via::OboToken => pages.consent().sign_in(&subject).await.map(Some),
-        Ok(_) => Ok(None),
-        Err(IdentityError::Unavailable { cause }) => Err(Failure::internal(cause)),
-        Err(_) => Ok(None),
     }
 }
 
@@ -507,28 +494,6 @@ async fn disconnect(
         ),
         Err(failure) => unavailable(&failure),
     }
-}
-
-#[derive(Template)]
-#[template(path = "sign_in.html")]
-struct SignIn<'a> {
-    style: &'a str,
-    action: &'a str,
-    form: &'a str,
-    wrong: bool,
-    /// Whether it stands before a link, or before one's own page.
-    link: bool,
-}
-
-#[derive(Template)]
-#[template(path = "sign_in_at_issuer.html")]
-struct SignInAtIssuer<'a> {
-    style: &'a str,
-    action: &'a str,
-    form: &'a str,
-    issuer: &'a str,
-    /// Whether it stands before a link, or before one's own page.
-    link: bool,
 }
 
 #[derive(Template)]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::answer::retry_after;
 use super::limits::MAX_TOKEN_BYTES;
-use super::metadata::Scopes;
+use super::metadata::{self, Scopes};
 use crate::identity::{Credential, IdentityError, Lacking};
 use crate::secret::Secret;
 use crate::transport::Service;
@@ -65,10 +65,12 @@ pub(super) async fn authenticate<S: Service>(
     parts: &mut Parts,
     challenges: &Challenges,
 ) -> Result<S::Caller, Response> {
+    let path = parts.uri.path().to_owned();
+    let path = path.as_str();
     // RFC 6750 §2.3 is not offered: URLs end up in logs and in histories.
     if parts.uri.query().is_some_and(names_a_token) {
         let text = "a token in the query is not accepted; send it in the Authorization header";
-        return Err(challenges.answer(StatusCode::BAD_REQUEST, Some("invalid_request"), text));
+        return Err(challenges.answer(path, StatusCode::BAD_REQUEST, Some("invalid_request"), text));
     }
     let shown = credential(&parts.headers);
     parts.headers.remove(header::AUTHORIZATION);
@@ -89,11 +91,11 @@ pub(super) async fn authenticate<S: Service>(
         }
         // RFC 6750 §3.1: no error code when nothing was shown.
         IdentityError::Missing => {
-            challenges.answer(StatusCode::UNAUTHORIZED, None, "a bearer token is needed; sign in to get one")
+            challenges.answer(path, StatusCode::UNAUTHORIZED, None, "a bearer token is needed; sign in to get one")
         }
         IdentityError::Invalid { .. } => {
             let text = "the bearer token is not valid here; sign in again";
-            challenges.answer(StatusCode::UNAUTHORIZED, Some("invalid_token"), text)
+            challenges.answer(path, StatusCode::UNAUTHORIZED, Some("invalid_token"), text)
         }
         IdentityError::InsufficientScope(lacking) => challenges.insufficient(&lacking),
     })
@@ -106,18 +108,24 @@ fn names_a_token(query: &str) -> bool {
 /// The challenges that tell clients where to sign in, and for what.
 pub(super) struct Challenges {
     metadata_url: String,
+    /// Of the older transport, where it is a resource of its own.
+    sse_metadata_url: Option<String>,
     /// What a first token should be asked for. Empty where that differs by issuer, or where nothing is needed.
     scope: String,
 }
 
 impl Challenges {
-    pub(super) fn new(metadata_url: String, scopes: &Scopes) -> Self {
-        Self { metadata_url, scope: scopes.initial.join(" ") }
+    /// `described`: the resources that have a document, as [`metadata::RESOURCES`] has them.
+    pub(super) fn new(public_base: &str, described: &[&str], scopes: &Scopes) -> Self {
+        let url = |resource: &str| format!("{public_base}{}", metadata::path(resource));
+        let of = |resource: &str| described.contains(&resource).then(|| url(resource));
+        Self { metadata_url: url("/mcp"), sse_metadata_url: of("/sse"), scope: scopes.initial.join(" ") }
     }
 
     /// An answer with the challenge of RFC 9728 §5.1.
-    fn answer(&self, status: StatusCode, error: Option<&str>, text: &str) -> Response {
-        let mut value = format!("Bearer resource_metadata=\"{}\"", self.metadata_url);
+    fn answer(&self, path: &str, status: StatusCode, error: Option<&str>, text: &str) -> Response {
+        let of_sse = self.sse_metadata_url.as_ref().filter(|_| path != "/mcp");
+        let mut value = format!("Bearer resource_metadata=\"{}\"", of_sse.unwrap_or(&self.metadata_url));
         // RFC 6750 §3; MCP 2026-07-28, Authorization §Scope Selection: clients ask for exactly this.
         if !self.scope.is_empty() {
             value.push_str(&format!(", scope=\"{}\"", self.scope));

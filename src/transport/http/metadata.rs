@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::header;
 use serde_json::{Value, json};
 
+use crate::authorization_server;
 use crate::identity::issuer;
 
 /// What is said of scopes.
@@ -32,23 +33,31 @@ impl Scopes {
         };
         Self { initial, supported: all.into_iter().cloned().collect() }
     }
+
+    /// Of obo's own authorization server.
+    pub fn own() -> Self {
+        let one = vec![authorization_server::SCOPE.to_owned()];
+        Self { initial: one.clone(), supported: one }
+    }
 }
 
-/// The document, at the root and with the resource's path inserted (RFC 9728 §3.1).
-pub(super) const PATHS: [&str; 2] = [ROOT, "/.well-known/oauth-protected-resource/mcp"];
+/// The paths of resources: of the protocol endpoint, and of the older transport's, to which a client may have been given the
+/// address.
+pub(super) const RESOURCES: [&str; 2] = ["/mcp", "/sse"];
 
-const ROOT: &str = "/.well-known/oauth-protected-resource";
+/// Where the document of the endpoint is too: clients look here where nothing told them better.
+pub(super) const ROOT: &str = "/.well-known/oauth-protected-resource";
 
-/// Where the challenge of a 401 points.
-pub(super) fn url(public_base: &str) -> String {
-    format!("{public_base}{ROOT}/mcp")
+/// Where a resource's document is: its path is put in (RFC 9728 §3.1).
+pub(super) fn path(resource: &str) -> String {
+    format!("{ROOT}{resource}")
 }
 
 /// The protected resource's metadata (RFC 9728 §2). Without issuers the list is left out: the tokens then come from
 /// obo itself, by other ways than OAuth.
-pub(super) fn document(public_base: &str, issuers: &[String], scopes: &Scopes) -> Value {
+pub(super) fn document(public_base: &str, resource: &str, issuers: &[String], scopes: &Scopes) -> Value {
     let mut document = json!({
-        "resource": format!("{public_base}/mcp"),
+        "resource": format!("{public_base}{resource}"),
         "bearer_methods_supported": ["header"],
         "resource_name": "obo",
     });
@@ -97,7 +106,7 @@ mod tests {
                 "{lists:?}"
             );
         }
-        assert!(document("https://obo.example.com", &[], &Scopes::default()).get("scopes_supported").is_none());
+        assert!(document("https://obo.example.com", "/mcp", &[], &Scopes::default()).get("scopes_supported").is_none());
     }
 
     fn text(words: &[&str]) -> Vec<String> {

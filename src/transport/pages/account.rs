@@ -7,23 +7,19 @@ use axum::http::header::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 
+use super::sign_in::{Chosen, Entrance, For};
 use super::{
-    Connection, Disconnecting, Pages, STYLE, SignIn, SignInAtIssuer, Step, Submitted, bad_form, gone, guard, page,
-    see_other, unavailable,
+    Connection, Disconnecting, Pages, STYLE, Step, Submitted, bad_form, gone, guard, page, see_other, unavailable,
 };
 use crate::audit::Record;
-use crate::consent::{self, Back, BrowserCookie, SignInWay};
-use crate::id::{Person, Source};
+use crate::consent::{self, Back, BrowserCookie};
+use crate::id::Person;
 
 /// The path, which names its forms too.
 const PATH: &str = super::ACCOUNT;
 
-#[derive(Deserialize)]
-pub(super) struct Chosen {
-    /// How to sign in: the name of an issuer, or `obo`.
-    with: Option<String>,
-    /// See [`super::Further`].
-    again: Option<String>,
+fn entrance() -> Entrance {
+    Entrance { path: PATH.to_owned(), back: Back::Account, purpose: For::Account }
 }
 
 /// Shows the page, or the way to it.
@@ -32,7 +28,7 @@ pub(super) async fn show(State(pages): State<Pages>, Query(chosen): Query<Chosen
     let cookie = known.clone().unwrap_or_default();
     let mut response = match pages.consent().signed_in(&cookie).await {
         Ok(Some(person)) => own(&pages, &cookie, &person).await,
-        Ok(None) => sign_in(&pages, &cookie, &chosen, false).await,
+        Ok(None) => entrance().ask(&pages, &cookie, &chosen, false).await,
         Err(failure) => unavailable(&failure),
     };
     if known.is_none() {
@@ -54,35 +50,10 @@ pub(super) async fn submit(
         Err(refusal) => return refusal,
     };
     match submitted.step {
-        Step::SignOut => match pages.consent().sign_out(&cookie).await {
-            Ok(()) => see_other(&format!("{PATH}?again=1")),
-            Err(failure) => unavailable(&failure),
-        },
-        Step::SignIn => match super::token_cookie(&pages, submitted.token).await {
-            Ok(Some(cookie)) => {
-                let mut response = see_other(PATH);
-                pages.set_cookie(&mut response, &cookie);
-                response
-            }
-            Ok(None) => {
-                let with_token = Chosen { with: Some("obo".to_owned()), again: None };
-                sign_in(&pages, &cookie, &with_token, true).await
-            }
-            Err(failure) => unavailable(&failure),
-        },
-        Step::LogIn => {
-            let Some(source) = chosen.with.and_then(|with| with.parse::<Source>().ok()) else { return bad_form() };
-            match pages
-                .consent()
-                .begin_login(&source, Back::Account, &pages.visitor(cookie), chosen.again.is_some())
-                .await
-            {
-                Ok(Some(url)) => see_other(url.as_str()),
-                Ok(None) => bad_form(),
-                Err(failure) => unavailable(&failure),
-            }
-        }
-        Step::Connect | Step::Disown => bad_form(),
+        Step::SignOut => entrance().sign_out(&pages, &cookie).await,
+        Step::SignIn => entrance().sign_in(&pages, &cookie, submitted).await,
+        Step::LogIn => entrance().log_in(&pages, cookie, &chosen).await,
+        Step::Connect | Step::Disown | Step::Allow | Step::Deny => bad_form(),
     }
 }
 
@@ -112,34 +83,73 @@ fn default_form(connection: &str) -> String {
     format!("{PATH}/default {connection}")
 }
 
-async fn sign_in(pages: &Pages, cookie: &BrowserCookie, chosen: &Chosen, wrong: bool) -> Response {
-    let (with, again) = (chosen.with.as_deref(), if chosen.again.is_some() { "&again=1" } else { "" });
-    let issuers = pages.consent().issuers();
-    let form = match pages.consent().form_value(cookie, PATH).await {
-        Ok(form) => form,
-        Err(failure) => return unavailable(&failure),
+/// Takes the form that signs a client out.
+pub(super) async fn sign_client_out(
+    State(pages): State<Pages>,
+    headers: HeaderMap,
+    form: Result<Form<SigningOut>, axum::extract::rejection::FormRejection>,
+) -> Response {
+    let Some(server) = &pages.clients else { return bad_form() };
+    let Ok(Form(submitted)) = form else { return bad_form() };
+    let cookie = match guard::form(&pages, &headers, &client_form(&submitted.client), &submitted.form).await {
+        Ok(cookie) => cookie,
+        Err(refusal) => return refusal,
     };
-    let chosen = match (with, &issuers[..]) {
-        (Some("obo"), _) | (None, []) => {
-            let status = if wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
-            return page(status, &SignIn { style: STYLE, action: PATH, form: &form, wrong, link: false }, &[]);
-        }
-        (Some(with), _) => issuers.iter().find(|issuer| issuer.as_str() == with),
-        (None, _) => None,
+    let signed_out = match pages.consent().signed_in(&cookie).await {
+        Ok(Some(person)) => server.sign_out(&person, &submitted.client).await,
+        Ok(None) => return see_other(PATH),
+        Err(failure) => Err(failure),
     };
-    let Some(issuer) = chosen else {
-        return page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers, again }, &[]);
-    };
-    match pages.consent().sign_in_way(issuer).await {
-        Ok(SignInWay::Issuer { name, forward_to }) => {
-            let action = format!("{PATH}?with={name}{again}");
-            let sign_in =
-                SignInAtIssuer { style: STYLE, action: &action, form: &form, issuer: name.as_str(), link: false };
-            page(StatusCode::OK, &sign_in, &[forward_to])
-        }
-        Ok(SignInWay::Token) => page(StatusCode::OK, &ChooseSignIn { style: STYLE, issuers: &issuers, again }, &[]),
+    match signed_out {
+        // It is gone either way.
+        Ok(_) => see_other(PATH),
         Err(failure) => unavailable(&failure),
     }
+}
+
+#[derive(Deserialize)]
+pub(super) struct SigningOut {
+    client: String,
+    form: String,
+}
+
+fn client_form(id: &str) -> String {
+    format!("{PATH}/client {id}")
+}
+
+/// The clients that are signed in for a person, as the page shows them.
+async fn clients(
+    pages: &Pages,
+    cookie: &BrowserCookie,
+    person: &Person,
+) -> Result<Vec<Client>, crate::failure::Failure> {
+    let Some(server) = &pages.clients else { return Ok(Vec::new()) };
+    let mut clients = Vec::new();
+    for session in server.clients_of(person).await? {
+        clients.push(Client {
+            form: pages.consent().form_value(cookie, &client_form(&session.id)).await?,
+            name: session.client,
+            since: day(session.created_at),
+            used: day(session.used_at),
+            until: day(session.expires_at),
+            id: session.id,
+        });
+    }
+    Ok(clients)
+}
+
+fn day(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M UTC").to_string()
+}
+
+/// A client as the page shows it.
+struct Client {
+    id: String,
+    form: String,
+    name: String,
+    since: String,
+    used: String,
+    until: String,
 }
 
 async fn own(pages: &Pages, cookie: &BrowserCookie, person: &Person) -> Response {
@@ -161,7 +171,13 @@ async fn own(pages: &Pages, cookie: &BrowserCookie, person: &Person) -> Response
         }
     }
     let calls: Vec<Call> = account.calls.into_iter().map(Call::from).collect();
-    let own = Own { style: STYLE, person: &person.to_string(), connections: &connections, calls: &calls, form: &form };
+    let clients = match clients(pages, cookie, person).await {
+        Ok(clients) => clients,
+        Err(failure) => return unavailable(&failure),
+    };
+    let person = person.to_string();
+    let own =
+        Own { style: STYLE, person: &person, connections: &connections, clients: &clients, calls: &calls, form: &form };
     page(StatusCode::OK, &own, &[])
 }
 
@@ -191,7 +207,6 @@ async fn row(
         account: connection.grant.account.key.clone(),
     };
     let named = serde_json::to_string(&named).map_err(crate::failure::Failure::internal)?;
-    let day = |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M UTC").to_string();
     Ok(Row {
         form: pages.consent().form_value(cookie, &named).await?,
         default_form: pages.consent().form_value(cookie, &default_form(&named)).await?,
@@ -253,14 +268,7 @@ struct Own<'a> {
     style: &'a str,
     person: &'a str,
     connections: &'a [Row],
+    clients: &'a [Client],
     calls: &'a [Call],
     form: &'a str,
-}
-
-#[derive(Template)]
-#[template(path = "choose_sign_in.html")]
-struct ChooseSignIn<'a> {
-    style: &'a str,
-    issuers: &'a [Source],
-    again: &'a str,
 }

@@ -143,7 +143,7 @@ fn must_have(metadata: &Map<String, Value>, key: &str, needed: &str) -> Result<(
     match metadata.get(key) {
         None | Some(Value::Null) => Ok(()),
         Some(Value::Array(list)) if list.iter().any(|entry| entry == needed) => Ok(()),
-        Some(Value::Array(_)) => Err(MetadataError::Other(format!("{key} is without {needed:?}, the one there is"))),
+        Some(Value::Array(_)) => Err(MetadataError::Other(format!("{key} is without {needed}, the one there is"))),
         Some(_) => Err(MetadataError::Other(format!("{key} is not a list"))),
     }
 }

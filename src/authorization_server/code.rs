@@ -13,6 +13,7 @@ use crate::audit::Phase;
 use crate::clock::later;
 use crate::failure::{Code as FailureCode, Failure};
 use crate::id::{Person, TenantId};
+use crate::identity::ClientSessions;
 use crate::identity::client_session::{Allowed, Family, NoTokens, Tokens};
 use crate::keys::{Context, KeyError};
 use crate::secret::{Secret, random, random_text};
@@ -146,7 +147,7 @@ impl AuthorizationServer {
         Ok(Record {
             table: Table::AuthorizationCode,
             key,
-            owner: key,
+            owner: ClientSessions::owner(&keys, &kept.person),
             generation: 0,
             expires_at: Some(expires_at),
             sealed,

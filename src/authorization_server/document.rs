@@ -110,7 +110,7 @@ fn address(id: &str) -> Result<Url, &'static str> {
     if id.contains('#') {
         return Err("has a fragment");
     }
-    if !url.username().is_empty() || url.password().is_some() || id.contains('@') {
+    if !url.username().is_empty() || url.password().is_some() {
         return Err("has a user or a password");
     }
     if url.as_str() != id {

@@ -303,11 +303,27 @@ impl ClientSessions {
         Ok(session)
     }
 
-    /// Ends all sessions of a person, and says which.
+    /// What a person's sessions, and the codes that may become some, are listed by. A MAC, because a person's name can be
+    /// guessed.
+    pub fn owner(keys: &OpenKeys, person: &Person) -> RecordKey {
+        keys.record_key(Table::ClientSession, &person.parts())
+    }
+
+    /// Ends all sessions of a person, and what was about to become one, and says which.
     ///
     /// # Errors
     /// `vault_unavailable`.
     pub async fn revoke_all(&self, person: &Person) -> Result<Vec<ClientSession>, Failure> {
+        let keys = self.keys.open().await?;
+        // Codes first: one that is exchanged in between is a session by the time those are read.
+        let codes = self.store.owned(Table::AuthorizationCode, &Self::owner(&keys, person)).await;
+        for code in codes.map_err(store_failure)? {
+            let delete = Write::Delete { table: code.table, key: code.key, generation: code.generation };
+            match self.store.apply(vec![delete]).await {
+                Ok(()) | Err(StoreError::Conflict) => {}
+                Err(error) => return Err(store_failure(error)),
+            }
+        }
         let mut ended = Vec::new();
         for (key, session) in self.find(Some(person)).await? {
             self.end(&key).await.map_err(store_failure)?;
@@ -320,7 +336,7 @@ impl ClientSessions {
         let keys = self.keys.open().await?;
         let records = match person {
             Some(person) => {
-                self.store.owned(Table::ClientSession, &owner(&keys, person)).await.map_err(store_failure)?
+                self.store.owned(Table::ClientSession, &Self::owner(&keys, person)).await.map_err(store_failure)?
             }
             None => super::all_records(&*self.store, Table::ClientSession).await?,
         };
@@ -471,11 +487,6 @@ fn access_key(token: &Secret) -> RecordKey {
     Sha256::digest(token.expose().as_bytes()).into()
 }
 
-/// What a person's sessions are listed by. A MAC, because a person's name can be guessed.
-fn owner(keys: &OpenKeys, person: &Person) -> RecordKey {
-    keys.record_key(Table::ClientSession, &person.parts())
-}
-
 /// Tokens are looked up before it is known whose they are, hence before the tenant is known.
 fn sealing_tenant() -> TenantId {
     TenantId::default_tenant()
@@ -487,7 +498,7 @@ async fn seal(keys: &OpenKeys, key: &RecordKey, kept: &Kept) -> Result<Record, N
     Ok(Record {
         table: Table::ClientSession,
         key: *key,
-        owner: owner(keys, &kept.session.person),
+        owner: ClientSessions::owner(keys, &kept.session.person),
         generation: 0,
         expires_at: Some(kept.session.expires_at),
         sealed,

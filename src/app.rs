@@ -268,6 +268,14 @@ pub fn loopback_base(config: &Config) -> Result<Url, ConfigError> {
 /// # Errors
 /// As [`public_url`].
 pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
+    setup(app, listen).map(http::router)
+}
+
+/// What [`site`] is built from.
+///
+/// # Errors
+/// As [`public_url`].
+pub fn setup(app: &App, listen: SocketAddr) -> Result<http::Setup<Obo>, ConfigError> {
     let base = public_url(&app.config)?;
     let pages = pages::router(app.obo.clone(), Listener::Site, base, app.clients.clone());
     let mut further = pages.fallback(pages::nothing_here).merge(rest::router(app.obo.clone()));
@@ -279,7 +287,7 @@ pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
         // Clients take the first one, as a rule, and it is on because the issuers cannot register them.
         (scopes, servers) = (http::Scopes::own(), vec![server.issuer().to_owned()]);
     }
-    Ok(http::router(http::Setup {
+    Ok(http::Setup {
         service: Arc::new(app.obo.clone()),
         config: app.config.server.clone(),
         listen,
@@ -291,7 +299,7 @@ pub fn site(app: &App, listen: SocketAddr) -> Result<http::App, ConfigError> {
         further,
         // Neighbours ask by address, whatever the public name is.
         unhosted: owner_route(app.proof.clone()),
-    }))
+    })
 }
 
 /// Ready means that a call could be served now: the store answers, and the keys are open.

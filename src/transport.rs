@@ -37,6 +37,7 @@ pub mod stdio;
 
 pub use config::{Config, ConfigError, ConsentDelivery, ConsentWait, ToolNames};
 pub use frame::parse_frame;
+pub use mcp::Handler;
 
 /// Longest that calls under way may take to finish once obo is told to stop.
 pub const SHUTDOWN_GRACE: std::time::Duration = std::time::Duration::from_secs(25);

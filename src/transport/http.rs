@@ -25,7 +25,7 @@ use tower::ServiceExt as _;
 
 use super::frame::{Frame, FrameError, Message, parse_frame};
 use super::mcp::{Mcp, Who, with_caller};
-use super::{Caller as _, Config, Service, Settings};
+use super::{Caller as _, Config, Handler, Service, Settings};
 
 mod answer;
 mod batch;
@@ -103,20 +103,26 @@ struct Stop {
 
 /// Puts the routes together.
 pub fn router<S: Service>(setup: Setup<S>) -> App {
+    let handler = Mcp::new(setup.service.clone(), Who::Request, Settings::from(&setup.config));
+    router_to(handler, setup)
+}
+
+/// The same routes and the same layers, with `handler` behind them in the product's place. It finds the caller of each
+/// message where the product's does: in the extensions of the request's [`Parts`].
+pub fn router_to<S: Service, H: Handler>(handler: H, setup: Setup<S>) -> App {
     let Setup { service, config, listen, issuers, scopes, sse_is_a_resource, ready, further, unhosted } = setup;
     let base = config.public_base();
     let gate = Arc::new(Gate::new(&config, listen));
     let stop =
         Stop { listening: CancellationToken::new(), answers: TaskTracker::new(), sessions: CancellationToken::new() };
-    let settings = Settings::from(&config);
     let described = &metadata::RESOURCES[..if sse_is_a_resource { 2 } else { 1 }];
     let challenges = Challenges::new(&base, described, &scopes);
-    let endpoint = Arc::new(Endpoint::new(service, settings, challenges, stop.clone()));
+    let endpoint = Arc::new(Endpoint::new(service, handler, challenges, stop.clone()));
 
     let protocol = Router::new()
-        .route("/mcp", any(mcp::<S>))
-        .route("/sse", get(sse::open::<S>))
-        .route("/messages", post(sse::message::<S>))
+        .route("/mcp", any(mcp::<S, H>))
+        .route("/sse", get(sse::open::<S, H>))
+        .route("/messages", post(sse::message::<S, H>))
         .with_state(endpoint)
         .layer(middleware::from_fn_with_state(gate.clone(), origin::check_origin));
     let mut documents = Router::new();
@@ -137,29 +143,29 @@ pub fn router<S: Service>(setup: Setup<S>) -> App {
     App { router, stop }
 }
 
-async fn mcp<S: Service>(State(endpoint): State<Arc<Endpoint<S>>>, request: Request) -> Response {
+async fn mcp<S: Service, H: Handler>(State(endpoint): State<Arc<Endpoint<S, H>>>, request: Request) -> Response {
     // Held until the answer is written to its end, or until it is a stream, which holds its own.
     let _answering = endpoint.stop.answers.token();
     endpoint.serve(request).await.unwrap_or_else(|refusal| refusal)
 }
 
-type Inner<S> = StreamableHttpService<Mcp<S>, BoundSessionManager>;
+type Inner<H> = StreamableHttpService<H, BoundSessionManager>;
 
 /// `/mcp`, and what it shares with `/sse`.
-struct Endpoint<S: Service> {
+struct Endpoint<S: Service, H: Handler> {
     service: Arc<S>,
-    handler: Mcp<S>,
+    handler: H,
     challenges: Challenges,
     sessions: Arc<Sessions>,
     manager: Arc<BoundSessionManager>,
-    inner: Inner<S>,
+    inner: Inner<H>,
     /// KiB of bodies that may still be taken in.
     room: Arc<Semaphore>,
     stop: Stop,
 }
 
-impl<S: Service> Endpoint<S> {
-    fn new(service: Arc<S>, settings: Settings, challenges: Challenges, stop: Stop) -> Self {
+impl<S: Service, H: Handler> Endpoint<S, H> {
+    fn new(service: Arc<S>, handler: H, challenges: Challenges, stop: Stop) -> Self {
         let sessions = Sessions::new();
         let manager = Arc::new(BoundSessionManager::new(sessions.clone()));
         // Host and Origin were checked before, by name and for every route; here the bodies are bounded too.
@@ -168,7 +174,6 @@ impl<S: Service> Endpoint<S> {
             .with_json_response(true)
             .with_max_request_body_bytes(MAX_BODY_BYTES)
             .with_cancellation_token(stop.sessions.clone());
-        let handler = Mcp::new(service.clone(), Who::Request, settings);
         let each = handler.clone();
         let inner = StreamableHttpService::new(move || Ok(each.clone()), manager.clone(), config);
         let room = Arc::new(Semaphore::new(BODY_BUDGET_KIB));

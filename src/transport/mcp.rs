@@ -46,7 +46,16 @@ pub(super) async fn with_caller<C: Send + Sync + 'static, T>(caller: C, work: im
     CALLER.scope(Arc::new(caller), work).await
 }
 
-/// The handler. One is made for every session and every stateless request, so it is cheap to clone.
+/// What answers the messages that the layers in front of it let through. The product's is the one that counts; the
+/// conformance suite asks for tools of its own, which another one offers behind the very same layers.
+///
+/// One is made for every session and every stateless request, so it is cheap to clone.
+pub trait Handler: ServerHandler + Clone {
+    /// The same, speaking the revisions that have an `initialize` handshake only.
+    fn with_handshake_only(self) -> Self;
+}
+
+/// The product's.
 pub(super) struct Mcp<S> {
     service: Arc<S>,
     who: Who,
@@ -77,12 +86,6 @@ impl<S> Clone for Mcp<S> {
 impl<S: Service> Mcp<S> {
     pub(super) fn new(service: Arc<S>, who: Who, settings: Settings) -> Self {
         Self { service, who, settings, newest: ProtocolVersion::LATEST }
-    }
-
-    /// Speaks the revisions that have an `initialize` handshake only.
-    pub(super) fn with_handshake_only(mut self) -> Self {
-        self.newest = ProtocolVersion::LATEST_WITH_INITIALIZE;
-        self
     }
 
     async fn caller(&self, context: &RequestContext<RoleServer>) -> Result<S::Caller, ErrorData> {
@@ -136,6 +139,13 @@ impl<S: Service> Mcp<S> {
             .with_title(listing.title.clone())
             .with_annotations(annotations)
             .with_meta(meta)
+    }
+}
+
+impl<S: Service> Handler for Mcp<S> {
+    fn with_handshake_only(mut self) -> Self {
+        self.newest = ProtocolVersion::LATEST_WITH_INITIALIZE;
+        self
     }
 }
 

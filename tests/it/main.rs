@@ -31,5 +31,6 @@ mod threat_model;
 mod threats;
 mod tools_snapshot;
 mod transport_fake;
+mod transport_handler;
 mod transport_http;
 mod transport_stdio;

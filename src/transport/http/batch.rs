@@ -12,15 +12,15 @@ use serde_json::Value;
 
 use super::answer::{json, refuse};
 use super::{Endpoint, PROTOCOL_VERSION};
-use crate::transport::Service;
 use crate::transport::frame::{Kind, Message, error_json};
+use crate::transport::{Handler, Service};
 
 /// Largest answer to one message of a batch that is put together with the others, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Serves the messages of a batch side by side, and answers the requests among them in their order.
-pub(super) async fn serve<S: Service>(
-    endpoint: &Endpoint<S>,
+pub(super) async fn serve<S: Service, H: Handler>(
+    endpoint: &Endpoint<S, H>,
     caller: S::Caller,
     mut parts: Parts,
     body: Bytes,

@@ -27,7 +27,7 @@ use super::{Endpoint, read_body, refuse_frame};
 use crate::secret::random_text;
 use crate::transport::drain::{Draining, Pending};
 use crate::transport::frame::{Frame, parse_frame};
-use crate::transport::{Caller as _, Service};
+use crate::transport::{Caller as _, Handler, Service};
 
 /// Random bytes of a session id.
 const SESSION_ID_BYTES: usize = 24;
@@ -42,7 +42,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const REVISION: &str = "2024-11-05";
 
 /// `GET /sse`: opens a session. It ends with its stream.
-pub(super) async fn open<S: Service>(State(endpoint): State<Arc<Endpoint<S>>>, request: Request) -> Response {
+pub(super) async fn open<S: Service, H: Handler>(
+    State(endpoint): State<Arc<Endpoint<S, H>>>,
+    request: Request,
+) -> Response {
     let (mut parts, _) = request.into_parts();
     let opened = async {
         let caller = endpoint.authenticate(&mut parts).await?;
@@ -78,12 +81,15 @@ pub(super) async fn open<S: Service>(State(endpoint): State<Arc<Endpoint<S>>>, r
 }
 
 /// `POST /messages?sessionId=…`: one message for a session. Its answer comes down the session's stream.
-pub(super) async fn message<S: Service>(State(endpoint): State<Arc<Endpoint<S>>>, request: Request) -> Response {
+pub(super) async fn message<S: Service, H: Handler>(
+    State(endpoint): State<Arc<Endpoint<S, H>>>,
+    request: Request,
+) -> Response {
     let _answering = endpoint.stop.answers.token();
     accept(&endpoint, request).await.unwrap_or_else(|refusal| refusal)
 }
 
-async fn accept<S: Service>(endpoint: &Endpoint<S>, request: Request) -> Result<Response, Response> {
+async fn accept<S: Service, H: Handler>(endpoint: &Endpoint<S, H>, request: Request) -> Result<Response, Response> {
     let (mut parts, body) = request.into_parts();
     let caller = endpoint.authenticate(&mut parts).await?;
     let id = session_id(parts.uri.query().unwrap_or_default());

@@ -15,7 +15,7 @@ use crate::consent::{Ask, Consent, Link, NoGrant};
 use crate::executor::{Executor, Ran, RunError};
 use crate::failure::{Code, Failure};
 use crate::id::{CallId, ProviderId};
-use crate::identity::{Credential, Identity, IdentityError, Subject, TokenReader};
+use crate::identity::{Credential, Identity, IdentityError, Subject, TokenReader, Via};
 use crate::policy::{ApiPermit, OwnPermit, Policy, Recorded, Work};
 use crate::secret::AccessToken;
 use crate::vault::{Grant, TokenError, Vault};
@@ -98,6 +98,15 @@ enum Stop {
     Failed(Failure),
 }
 
+/// Who acts for the person: a client that they allowed goes by the name they allowed it under, and what it calls itself in
+/// this connection stands after that.
+fn actor(subject: &Subject, said: String) -> String {
+    match subject.via() {
+        Via::Client(allowed) => format!("{allowed}, {said}"),
+        Via::OsUser | Via::OboToken | Via::Issuer(_) | Via::Application(_) => said,
+    }
+}
+
 impl Obo {
     /// Puts the stages together.
     pub fn new(stages: Stages) -> Self {
@@ -107,6 +116,7 @@ impl Obo {
 
     /// Makes a call. It is carried to its end, audit included, even when the caller goes away.
     pub async fn call(&self, subject: &Subject, request: Request) -> Outcome {
+        let request = Request { actor: actor(subject, request.actor), ..request };
         let call = match self.limits.begin(subject.person()) {
             Ok(call) => call,
             Err(too_many) => {

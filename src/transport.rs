@@ -23,6 +23,7 @@ use crate::policy;
 use crate::vault::Grant;
 
 pub mod config;
+mod cors;
 pub mod delivery;
 mod drain;
 pub mod frame;

@@ -17,7 +17,7 @@ pub(super) const MAX_ID_BYTES: usize = 2048;
 /// How a client is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KnownBy {
-    /// By a document at an address that only its owner can write to; the host is who it is.
+    /// By a document at an address, which is its id: whoever can write there is the client.
     Document {
         /// The address's host, with its port where it has one.
         host: String,
@@ -113,7 +113,7 @@ impl Metadata {
     pub(super) fn read(metadata: &Map<String, Value>) -> Result<Self, MetadataError> {
         let name = match metadata.get("client_name") {
             None | Some(Value::Null) => None,
-            Some(Value::String(name)) => read_name(name)?,
+            Some(Value::String(name)) => read_name(name),
             Some(_) => return Err(MetadataError::Other("client_name is not text".to_owned())),
         };
         let wrong = |text: &str| MetadataError::RedirectUri(text.to_owned());
@@ -148,19 +148,16 @@ fn must_have(metadata: &Map<String, Value>, key: &str, needed: &str) -> Result<(
     }
 }
 
-/// A name as it may stand on a page: what turns text around or hides in it could make one name look like another.
-fn read_name(name: &str) -> Result<Option<String>, MetadataError> {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+/// A name as it may stand on a page: what would turn the text around, hide in it, or end the quotes around it is left out,
+/// and what is too long is cut (RFC 7591 §2: a server may put another value in its place).
+fn read_name(name: &str) -> Option<String> {
+    let seen = |c: char| {
+        // Letters that look like nothing.
+        let blank = matches!(c, '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}');
+        (c.is_alphanumeric() && !blank)
+            || matches!(c, ' ' | '.' | ',' | '-' | '_' | '(' | ')' | '+' | '&' | '/' | ':' | '#')
     };
-    if name.chars().any(hidden) {
-        return Err(MetadataError::Other("client_name has characters that cannot be seen".to_owned()));
-    }
-    let name = name.trim();
-    if name.chars().count() > MAX_NAME_CHARS {
-        return Err(MetadataError::Other(format!("client_name is longer than {MAX_NAME_CHARS} characters")));
-    }
-    Ok((!name.is_empty()).then(|| name.to_owned()))
+    let kept: String = name.chars().filter(|&c| seen(c)).take(MAX_NAME_CHARS).collect();
+    let name = kept.split_whitespace().collect::<Vec<_>>().join(" ");
+    (!name.is_empty()).then_some(name)
 }

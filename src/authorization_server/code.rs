@@ -19,8 +19,9 @@ use crate::keys::{Context, KeyError};
 use crate::secret::{Secret, random, random_text};
 use crate::store::{Record, RecordKey, StoreError, Table, Write};
 
-/// How long a code is good for: a browser's way back and a request. RFC 6749 §4.1.2 allows ten minutes.
-const TTL: Duration = Duration::from_secs(60);
+/// How long a code is good for: a browser's way back, which for a client on another machine is a person who copies an
+/// address. RFC 6749 §4.1.2 allows ten minutes.
+const TTL: Duration = Duration::from_secs(5 * 60);
 /// How long it is remembered, to know it when it comes again.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
 const BYTES: usize = 32;
@@ -46,7 +47,8 @@ struct Kept {
 pub(super) struct Shown<'a> {
     pub(super) code: &'a Secret,
     pub(super) client_id: &'a str,
-    pub(super) redirect_uri: &'a str,
+    /// OAuth 2.1 has it no more (§10.2), older clients send it.
+    pub(super) redirect_uri: Option<&'a str>,
     pub(super) verifier: &'a Secret,
 }
 
@@ -88,7 +90,13 @@ impl AuthorizationServer {
         if kept.used {
             // RFC 6749 §4.1.2: it is in two hands, and nobody can tell which of them is the client's.
             clients.end_family(&kept.family).await.map_err(NoTokens::Failed)?;
-            self.note(&kept, "client.code_reused").await;
+            // Known once is enough, and on record once: it could be shown for as long as it is remembered.
+            let forget = Write::Delete { table: Table::AuthorizationCode, key, generation: record.generation };
+            match self.inner.store.apply(vec![forget]).await {
+                Ok(()) => self.note(&kept, "client.code_reused").await,
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
             return Err(NoTokens::Invalid("the code was used before"));
         }
         let used = Kept { used: true, ..kept };
@@ -97,8 +105,8 @@ impl AuthorizationServer {
         spent.generation = record.generation;
         let refused = if used.client_id != shown.client_id {
             Some("the code is another client's")
-        } else if used.redirect_uri != shown.redirect_uri {
-            // RFC 6749 §4.1.3: else a code that was stolen on its way could be put into the client's own sign-in.
+        } else if shown.redirect_uri.is_some_and(|shown| shown != used.redirect_uri) {
+            // RFC 6749 §4.1.3.
             Some("redirect_uri is not the one that the code was asked for with")
         } else if !proves(shown.verifier, &used.challenge) {
             Some("code_verifier does not fit")
@@ -125,7 +133,18 @@ impl AuthorizationServer {
             client: used.client.clone(),
             until: used.proof_until,
         };
-        let tokens = clients.begin(allowed, Write::Replace(spent)).await?;
+        let tokens = match clients.begin(allowed, Write::Replace(spent)).await {
+            Err(NoTokens::Raced) => {
+                // Two hands, as above. The one that was faster has a session by now.
+                clients.end_family(&used.family).await.map_err(NoTokens::Failed)?;
+                self.note(&used, "client.code_reused").await;
+                return Err(NoTokens::Invalid("the code was used before"));
+            }
+            begun => begun?,
+        };
+        for displaced in &tokens.displaced {
+            self.record_end(displaced, "client.displaced").await;
+        }
         let what = format!("client.signed_in {}", used.id);
         if let Err(failure) = self.record(Phase::Outcome, &used.person, &used.client, &what).await {
             // A client that is not on record acts for nobody.

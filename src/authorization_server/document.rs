@@ -138,14 +138,14 @@ fn read(id: &str, host: &str, body: &[u8]) -> Result<Client, String> {
     if metadata.contains_key("client_secret") || metadata.contains_key("client_secret_expires_at") {
         return Err("has a client secret, which everybody can read".to_owned());
     }
-    match metadata.get("token_endpoint_auth_method") {
-        None => {}
-        Some(Value::String(method)) if method == "none" => {}
-        Some(_) => {
-            return Err("asks for a token_endpoint_auth_method other than \"none\", which obo has not".to_owned());
-        }
+    // Some prefer another method and say that they have this one, too.
+    let method = metadata.get("token_endpoint_auth_method").filter(|method| *method != "none");
+    let has_none = |list: &Value| list.as_array().is_some_and(|list| list.iter().any(|method| method == "none"));
+    if method.is_some() && !metadata.get("token_endpoint_auth_methods_supported").is_some_and(has_none) {
+        return Err("asks for a token_endpoint_auth_method other than none, which obo has not".to_owned());
     }
     let Metadata { name, redirect_uris } =
         Metadata::read(&metadata).map_err(|error| format!("is not acceptable: {}", error.text()))?;
-    Ok(Client { id: id.to_owned(), name, known_by: KnownBy::Document { host: host.to_owned() }, redirect_uris })
+    let known_by = KnownBy::Document { host: host.to_owned() };
+    Ok(Client { id: id.to_owned(), name, known_by, redirect_uris })
 }

@@ -5,23 +5,10 @@ use url::{Host, Url};
 /// Longest redirect URI, in bytes.
 const MAX_BYTES: usize = 1024;
 
-/// Schemes that no program on a person's machine registers for itself, or that run or show what they carry.
-const NEVER: [&str; 14] = [
-    "about",
-    "blob",
-    "chrome",
-    "data",
-    "file",
-    "filesystem",
-    "ftp",
-    "javascript",
-    "mailto",
-    "tel",
-    "vbscript",
-    "view-source",
-    "ws",
-    "wss",
-];
+/// Schemes of programs that receive what they open and send it nowhere. Any other name without a dot could be a browser's
+/// or a file manager's, which would take the code to wherever the rest of the address says.
+const PROGRAMS: [&str; 10] =
+    ["claude", "cursor", "goose", "kiro", "raycast", "vscode", "vscode-insiders", "vscodium", "windsurf", "zed"];
 
 /// A redirect URI that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,11 +49,9 @@ impl Destination {
             // RFC 8252 §7.3. By name too: many clients in use register `localhost`.
             "http" if is_loopback(&url) && plain_authority() => {}
             "http" => return Err("is http and not of this computer; only https is sent a code"),
-            scheme if NEVER.contains(&scheme) || scheme.starts_with("ms-") || scheme.starts_with("intent") => {
-                return Err("has a scheme that no code is sent to");
-            }
-            // RFC 8252 §7.1, and clients in use that have a name of their own without a dot.
-            _ => {}
+            // RFC 8252 §7.1: a domain of the program's maker, backwards.
+            scheme if scheme.contains('.') || PROGRAMS.contains(&scheme) => {}
+            _ => return Err("has a scheme that no code is sent to; use https, or one like com.example.app"),
         }
         Ok(Self { text: text.to_owned(), url })
     }
@@ -81,22 +66,12 @@ impl Destination {
         self.url.scheme() == "http"
     }
 
-    /// Where that is, for people.
+    /// What kind of place that is, for people. The address itself stands beside it.
     pub fn in_words(&self) -> String {
         match self.url.scheme() {
-            "https" => self.url.origin().ascii_serialization(),
-            "http" => format!("a program on this computer ({})", authority(self.text.trim_start_matches("http://"))),
-            scheme => format!("the program on this computer that opens {scheme}: links"),
-        }
-    }
-
-    /// What `form-action` of a page must name so that a form may end there.
-    pub fn form_action(&self) -> String {
-        match (self.url.scheme(), self.url.host()) {
-            // An address of IPv6 cannot be named there (CSP3 §2.3.1).
-            ("http", Some(Host::Ipv6(_))) => "http:".to_owned(),
-            ("http" | "https", _) => self.url.origin().ascii_serialization(),
-            (scheme, _) => format!("{scheme}:"),
+            "https" => self.url.host_str().unwrap_or_default().to_owned(),
+            "http" => "a program on this computer".to_owned(),
+            scheme => format!("the program that opens {scheme}: links on this computer"),
         }
     }
 
@@ -195,6 +170,13 @@ mod tests {
             "ms-settings:x",
             "intent://x#Intent;end",
             "mailto:a@b.example",
+            "microsoft-edge:https://evil.example/cb",
+            "googlechromes://evil.example/cb",
+            "webcal://evil.example/cb",
+            "smb://evil.example/cb",
+            "search-ms:x",
+            "web+x://evil.example/cb",
+            "itms-services://x",
         ] {
             assert!(Destination::parse(text).is_err(), "{text:?}");
         }
@@ -261,13 +243,12 @@ mod tests {
 
     #[test]
     fn a_page_names_where_it_leads() {
-        for (text, words, action) in [
-            ("https://app.example:8443/cb?x", "https://app.example:8443", "https://app.example:8443"),
-            ("http://127.0.0.1:5/cb", "a program on this computer (127.0.0.1:5)", "http://127.0.0.1:5"),
-            ("http://[::1]:5", "a program on this computer ([::1]:5)", "http:"),
-            ("cursor://x/y", "the program on this computer that opens cursor: links", "cursor:"),
+        for (text, words) in [
+            ("https://app.example:8443/cb?x", "app.example"),
+            ("HTTP://127.0.0.1:5/cb", "a program on this computer"),
+            ("cursor://x/y", "the program that opens cursor: links on this computer"),
         ] {
-            assert_eq!((at(text).in_words().as_str(), at(text).form_action().as_str()), (words, action));
+            assert_eq!(at(text).in_words(), words);
         }
     }
 }

@@ -82,7 +82,7 @@ impl AuthorizationServer {
         let tokens = match given("grant_type")? {
             "authorization_code" => {
                 let (code, verifier) = (Secret::new(given("code")?), Secret::new(given("code_verifier")?));
-                let redirect_uri = given("redirect_uri")?;
+                let redirect_uri = parameters.get("redirect_uri");
                 self.exchange(Shown { code: &code, client_id: &client_id, redirect_uri, verifier: &verifier }).await
             }
             "refresh_token" => {
@@ -110,6 +110,8 @@ impl AuthorizationServer {
                 // Said no differently than of one that was never good.
                 Err(TokenError::new(TokenErrorCode::InvalidGrant, "the refresh token is not good any more"))
             }
+            // Of a code it was dealt with before, and a refresh token is read anew.
+            Err(NoTokens::Raced) => Err(TokenError::new(TokenErrorCode::InvalidGrant, "it was used before")),
             Err(NoTokens::Failed(failure)) => Err(failure.into()),
         }
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Exit, Global, Who, actor, duration, output};
 use crate::app::{App, Way};
 use crate::audit::{Event, Kind, Phase};
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::id::Person;
 use crate::identity::{ClientSession, IssuedToken};
 
@@ -90,24 +90,36 @@ impl Token {
                 output::table(&["ID", "USER", "SOURCE", "TENANT", "GROUPS", "EXPIRES (UTC)", "CLIENT"], &rows)
             }
             Token::Revoke { id } => {
-                let clients = app.obo.identity().clients();
-                let revoked = match tokens.revoke(&id).await {
-                    Ok(revoked) => revoked,
-                    Err(failure) if failure.code == Code::NotFound => {
-                        let client = clients.revoke(None, &id).await?;
-                        record(&app, &client.person, &format!("client.signed_out {}", client.id)).await?;
-                        return output::line(format!("{} acts no longer for {}.", client.client, client.person));
-                    }
-                    Err(failure) => return Err(failure.into()),
+                let Some(found) = tokens.list(None).await?.into_iter().find(|token| token.id == id) else {
+                    let client = app.obo.identity().clients().revoke(None, &id).await?;
+                    record(&app, &client.person, &format!("client.signed_out {}", client.id)).await?;
+                    // A browser that is signed in could allow it again at once.
+                    sign_out_everything(&app, &client.person, false).await?;
+                    return output::line(format!("{} acts no longer for {}.", client.client, client.person));
                 };
-                // What was allowed with it goes with it.
-                app.obo.consent().sign_out_everywhere(&revoked.person).await?;
-                clients.revoke_all(&revoked.person).await?;
+                // What was allowed with it goes with it: before, so that a failure here can be made good by the same
+                // command, and after, for what was begun in between.
+                sign_out_everything(&app, &found.person, true).await?;
+                let revoked = tokens.revoke(&id).await?;
+                sign_out_everything(&app, &revoked.person, true).await?;
                 record(&app, &revoked.person, &format!("token.revoked {}", revoked.id)).await?;
                 output::line(format!("Token {} of {} is void.", revoked.id, revoked.person))
             }
         }
     }
+}
+
+/// Signs a person's browsers out, with what they were about to allow; and, where `clients`, every client.
+async fn sign_out_everything(app: &App, person: &Person, clients: bool) -> Result<(), Failure> {
+    app.obo.consent().sign_out_everywhere(person).await?;
+    let sessions = app.obo.identity().clients();
+    sessions.forget_codes(person).await?;
+    if clients {
+        for session in sessions.revoke_all(person).await? {
+            record(app, person, &format!("client.signed_out {}", session.id)).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn record(app: &App, person: &Person, what: &str) -> Result<(), Failure> {

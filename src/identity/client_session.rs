@@ -2,6 +2,11 @@
 //!
 //! What is shared by all tokens of one sign-in is its session. A refresh token that comes back after it was used is in two
 //! hands, and nobody can tell which of them is the person's: the whole session ends (RFC 9700 §4.14.2).
+//!
+//! One thing looks the same and is not: clients in wide use send the same refresh token several times at once when several
+//! of their calls find the access token expired, and any client does when an answer was lost on its way. For a few
+//! seconds, and only while its successor was not used, a refresh token gets the very answer again. A thief wins nothing by
+//! it: two hands then hold one successor, and whichever uses it second ends the session.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +37,8 @@ pub const REFRESH_PREFIX: &str = "obor_";
 pub const ACCESS_TTL: Duration = Duration::from_secs(15 * 60);
 /// How long a session lasts at most, from the sign-in: after that the person signs in again.
 pub const SESSION_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// How long a used refresh token gets its successor again.
+const AGAIN_FOR: Duration = Duration::from_secs(10);
 /// How many sessions a person may have. The one that was not used for longest makes room.
 const MAX_SESSIONS: usize = 50;
 /// How many access tokens of a session may be good at once. The oldest makes room.
@@ -108,6 +115,8 @@ pub struct Tokens {
     pub refresh: Secret,
     /// The session.
     pub session: ClientSession,
+    /// Sessions that ended to make room for a new one.
+    pub displaced: Vec<ClientSession>,
 }
 
 /// Why a client gets no tokens.
@@ -117,6 +126,8 @@ pub enum NoTokens {
     Invalid(&'static str),
     /// It was used before. Its session has ended now.
     Reused(Box<ClientSession>),
+    /// What it was allowed by was used by somebody else at the same moment.
+    Raced,
     /// It cannot be told, or not be kept.
     Failed(Failure),
 }
@@ -139,6 +150,8 @@ struct Kept {
     session: ClientSession,
     /// SHA-256 of the one refresh token that is good now.
     refresh: [u8; 32],
+    /// SHA-256 of the one before it, whose successor it is.
+    previous: Option<[u8; 32]>,
 }
 
 /// An access token as it stands in its sealed record.
@@ -174,7 +187,7 @@ impl ClientSessions {
     /// Begins a session, together with `spent`, which marks what it was allowed by as used: both happen, or neither.
     ///
     /// # Errors
-    /// [`NoTokens::Invalid`] when `spent` was not as it was read: somebody else used it first.
+    /// [`NoTokens::Raced`] when `spent` was not as it was read: somebody else used it first.
     pub async fn begin(&self, allowed: Allowed, spent: Write) -> Result<Tokens, NoTokens> {
         let Allowed { family, id, person, groups, client_id, client, until } = allowed;
         let groups = bounded_groups(groups).map_err(NoTokens::Invalid)?;
@@ -186,14 +199,15 @@ impl ClientSessions {
         }
         let session =
             ClientSession { id, person, groups, client_id, client, created_at: now, used_at: now, expires_at };
-        self.make_room(&session.person).await?;
+        let displaced = self.make_room(&session.person).await?;
         let keys = self.keys.open().await?;
-        let (refresh, hash) = new_refresh(&family);
-        let session_record = seal(&keys, &family.key(), &Kept { session: session.clone(), refresh: hash }).await?;
+        let refresh = refresh_token(&family, random());
+        let kept = Kept { session: session.clone(), refresh: hash_of(&refresh), previous: None };
+        let session_record = seal(&keys, &family.key(), &kept).await?;
         let (access, access_record) = self.new_access(&keys, &family.key(), &session).await?;
         match self.store.apply(vec![spent, Write::Insert(session_record), Write::Insert(access_record)]).await {
-            Ok(()) => Ok(self.tokens(access, refresh, session)),
-            Err(StoreError::Conflict) => Err(NoTokens::Invalid("it was used at the same moment")),
+            Ok(()) => Ok(Tokens { displaced, ..self.tokens(access, refresh, session) }),
+            Err(StoreError::Conflict) => Err(NoTokens::Raced),
             Err(error) => Err(error.into()),
         }
     }
@@ -203,7 +217,8 @@ impl ClientSessions {
     /// # Errors
     /// See [`NoTokens`].
     pub async fn renew(&self, token: &Secret, client_id: &str) -> Result<Tokens, NoTokens> {
-        let (family, hash) = read_refresh(token).ok_or(NoTokens::Invalid("not in the form of a refresh token"))?;
+        let family = family_of(token).ok_or(NoTokens::Invalid("not in the form of a refresh token"))?;
+        let hash = hash_of(token);
         let keys = self.keys.open().await?;
         for _ in 0..MAX_TRIES {
             let key = family.key();
@@ -211,19 +226,28 @@ impl ClientSessions {
                 return Err(NoTokens::Invalid("its session has ended"));
             };
             let kept = open(&keys, &record).await?;
-            // Before the hash: another client that shows a stolen token must not learn whether it is the newest, and
-            // whoever stole it has shown that it was.
-            if kept.session.client_id != client_id || !bool::from(kept.refresh.ct_eq(&hash)) {
+            let now = self.clock.now();
+            let newest = bool::from(kept.refresh.ct_eq(&hash));
+            let just_used = kept.previous.is_some_and(|previous| bool::from(previous.ct_eq(&hash)))
+                && now < later(kept.session.used_at, AGAIN_FOR);
+            // Another client that shows it has stolen it, however new it is.
+            if kept.session.client_id != client_id || !(newest || just_used) {
                 self.end(&key).await?;
                 return Err(NoTokens::Reused(Box::new(kept.session)));
             }
-            let now = self.clock.now();
             if kept.session.expires_at <= now || !self.is_known(&kept.session.person) {
                 return Err(NoTokens::Invalid("its session has expired"));
             }
-            let session = ClientSession { used_at: now, ..kept.session };
-            let (refresh, hash) = new_refresh(&family);
-            let mut renewed = seal(&keys, &key, &Kept { session: session.clone(), refresh: hash }).await?;
+            // Made from the token that is shown, so that the same answer can be given again without being kept.
+            let refresh = refresh_token(&family, keys.mac("client refresh token", &[token.expose().as_bytes()]));
+            let kept = if newest {
+                let session = ClientSession { used_at: now, ..kept.session };
+                Kept { session, refresh: hash_of(&refresh), previous: Some(hash) }
+            } else {
+                kept
+            };
+            let session = kept.session.clone();
+            let mut renewed = seal(&keys, &key, &kept).await?;
             renewed.generation = record.generation;
             let (access, access_record) = self.new_access(&keys, &key, &session).await?;
             let mut writes = vec![Write::Replace(renewed), Write::Insert(access_record)];
@@ -245,7 +269,7 @@ impl ClientSessions {
     /// `vault_unavailable`: it may still be good.
     pub async fn revoke_token(&self, token: &Secret, client_id: &str) -> Result<Option<ClientSession>, Failure> {
         let keys = self.keys.open().await?;
-        if let Some((family, _)) = read_refresh(token) {
+        if let Some(family) = family_of(token) {
             let key = family.key();
             let Some(record) = self.store.get(Table::ClientSession, &key).await.map_err(store_failure)? else {
                 return Ok(None);
@@ -309,21 +333,30 @@ impl ClientSessions {
         keys.record_key(Table::ClientSession, &person.parts())
     }
 
-    /// Ends all sessions of a person, and what was about to become one, and says which.
+    /// Forgets the codes that were about to become sessions of a person.
     ///
     /// # Errors
     /// `vault_unavailable`.
-    pub async fn revoke_all(&self, person: &Person) -> Result<Vec<ClientSession>, Failure> {
+    pub async fn forget_codes(&self, person: &Person) -> Result<(), Failure> {
         let keys = self.keys.open().await?;
-        // Codes first: one that is exchanged in between is a session by the time those are read.
         let codes = self.store.owned(Table::AuthorizationCode, &Self::owner(&keys, person)).await;
         for code in codes.map_err(store_failure)? {
             let delete = Write::Delete { table: code.table, key: code.key, generation: code.generation };
             match self.store.apply(vec![delete]).await {
+                // One that was exchanged in between is a session by now.
                 Ok(()) | Err(StoreError::Conflict) => {}
                 Err(error) => return Err(store_failure(error)),
             }
         }
+        Ok(())
+    }
+
+    /// Ends all sessions of a person, and says which. [`ClientSessions::forget_codes`] comes first: else a code could become
+    /// one in between.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn revoke_all(&self, person: &Person) -> Result<Vec<ClientSession>, Failure> {
         let mut ended = Vec::new();
         for (key, session) in self.find(Some(person)).await? {
             self.end(&key).await.map_err(store_failure)?;
@@ -368,13 +401,15 @@ impl ClientSessions {
     }
 
     /// Ends the sessions of a person that one more would be too many for.
-    async fn make_room(&self, person: &Person) -> Result<(), NoTokens> {
+    async fn make_room(&self, person: &Person) -> Result<Vec<ClientSession>, NoTokens> {
         let mut sessions = self.find(Some(person)).await.map_err(NoTokens::Failed)?;
         sessions.sort_by_key(|(_, session)| std::cmp::Reverse(session.used_at));
-        for (key, _) in sessions.iter().skip(MAX_SESSIONS - 1) {
-            self.end(key).await?;
+        let mut displaced = Vec::new();
+        for (key, session) in sessions.into_iter().skip(MAX_SESSIONS - 1) {
+            self.end(&key).await?;
+            displaced.push(session);
         }
-        Ok(())
+        Ok(displaced)
     }
 
     /// What to remove so that one more access token of a session is not one too many.
@@ -422,7 +457,7 @@ impl ClientSessions {
 
     fn tokens(&self, access: Secret, refresh: Secret, session: ClientSession) -> Tokens {
         let left = crate::clock::remaining(self.clock.now(), session.expires_at);
-        Tokens { access, expires_in: ACCESS_TTL.min(left), refresh, session }
+        Tokens { access, expires_in: ACCESS_TTL.min(left), refresh, session, displaced: Vec::new() }
     }
 
     /// Whether people like this one can still sign in: an issuer that was taken out of obo.toml vouches for nobody.
@@ -462,24 +497,23 @@ impl Authenticate for ClientSessions {
     }
 }
 
-/// A new refresh token of a family, and its hash.
-fn new_refresh(family: &Family) -> (Secret, [u8; 32]) {
-    let secret = zeroize::Zeroizing::new(random::<SECRET_BYTES>());
+/// The refresh token of a family with this secret.
+fn refresh_token(family: &Family, secret: [u8; SECRET_BYTES]) -> Secret {
+    let secret = zeroize::Zeroizing::new(secret);
     let bytes = zeroize::Zeroizing::new([&family.0[..], &secret[..]].concat());
-    let token = Secret::new(format!("{REFRESH_PREFIX}{}", URL_SAFE_NO_PAD.encode(&*bytes)));
-    let hash = Sha256::digest(token.expose().as_bytes()).into();
-    (token, hash)
+    Secret::new(format!("{REFRESH_PREFIX}{}", URL_SAFE_NO_PAD.encode(&*bytes)))
 }
 
-/// The family of what looks like a refresh token, and its hash.
-fn read_refresh(token: &Secret) -> Option<(Family, [u8; 32])> {
+/// The family of what looks like a refresh token.
+fn family_of(token: &Secret) -> Option<Family> {
     let text = token.expose().strip_prefix(REFRESH_PREFIX)?;
     let bytes = zeroize::Zeroizing::new(URL_SAFE_NO_PAD.decode(text).ok()?);
-    if bytes.len() != FAMILY_BYTES + SECRET_BYTES {
-        return None;
-    }
-    let family = Family(bytes[..FAMILY_BYTES].try_into().ok()?);
-    Some((family, Sha256::digest(token.expose().as_bytes()).into()))
+    let family = bytes.first_chunk::<FAMILY_BYTES>()?;
+    (bytes.len() == FAMILY_BYTES + SECRET_BYTES).then_some(Family(*family))
+}
+
+fn hash_of(token: &Secret) -> [u8; 32] {
+    Sha256::digest(token.expose().as_bytes()).into()
 }
 
 /// The key of an access token's record. Plain SHA-256 is enough for 256 random bits: there is nothing to guess.

@@ -135,7 +135,7 @@ pub fn router_to<S: Service, H: Handler>(handler: H, setup: Setup<S>) -> App {
         documents = documents.route(&path, get(move || std::future::ready(metadata::answer(document.clone()))));
     }
     let router = protocol
-        .merge(documents)
+        .merge(documents.layer(middleware::from_fn(super::cors::open_to_pages)))
         .merge(further)
         .layer(middleware::from_fn_with_state(gate, origin::check_host))
         .merge(health::router(ready))

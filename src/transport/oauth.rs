@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderValue};
-use axum::http::{HeaderMap, Method, StatusCode};
-use axum::middleware::{self, Next};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
+use super::cors::open_to_pages;
 use crate::authorization_server::{
     AuthorizationServer, MAX_REGISTRATION_BYTES, RegistrationError, TokenError, TokenErrorCode, path,
 };
@@ -31,26 +32,6 @@ pub fn router(server: AuthorizationServer) -> Router {
         router = router.route(path::REGISTER, post(register));
     }
     router.layer(middleware::from_fn(open_to_pages)).with_state(server)
-}
-
-/// Clients that run in a browser ask from pages of their own. None of these endpoints looks at a cookie, so a page can do
-/// here what any program can, and nothing in its visitor's name.
-async fn open_to_pages(request: Request, next: Next) -> Response {
-    let mut response = if request.method() == Method::OPTIONS {
-        StatusCode::NO_CONTENT.into_response()
-    } else {
-        next.run(request).await
-    };
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type, mcp-protocol-version"),
-        (header::ACCESS_CONTROL_MAX_AGE, "600"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    response
 }
 
 async fn metadata(State(server): State<AuthorizationServer>) -> Response {

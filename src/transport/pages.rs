@@ -9,7 +9,7 @@ use askama::Template;
 use axum::Router;
 use axum::extract::{Form, Path, Query, RawQuery, Request, State};
 use axum::http::StatusCode;
-use axum::http::header::{self, HeaderMap, HeaderValue};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -20,7 +20,8 @@ use url::Url;
 use crate::authorization_server::{self, AuthorizationServer};
 use crate::call::Obo;
 use crate::consent::{
-    Asking, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, LoggedIn, Returned, SignInWay, Then, View, Visitor,
+    Asking, Back, BrowserCookie, CallbackQuery, Consent, FlowId, Listener, LoggedIn, Returned, SignInWay, Then, View,
+    Visitor,
 };
 use crate::failure::{Code, Failure};
 use crate::id::Person;
@@ -351,6 +352,13 @@ async fn login_callback(
             response
         }
         Ok(LoggedIn::NotOurs) => not_ours(),
+        Ok(LoggedIn::Refused { back: back @ Back::Client { .. } }) => message(
+            StatusCode::FORBIDDEN,
+            "bad",
+            "You were not signed in",
+            "Your identity provider did not sign you in, so no app was allowed anything; you can try again.",
+            Some(&back.path()),
+        ),
         Ok(LoggedIn::Refused { back }) => message(
             StatusCode::FORBIDDEN,
             "bad",
@@ -587,8 +595,8 @@ fn not_ours() -> Response {
     message(
         StatusCode::BAD_REQUEST,
         "bad",
-        "This answer belongs to no link",
-        "Nothing was connected. Ask your agent to try again; it gets a new link.",
+        "This answer belongs to nothing that was begun here",
+        "Nothing was connected, and nobody was signed in. Begin again where you came from: your agent, or the app that you were adding.",
         None,
     )
 }
@@ -652,10 +660,22 @@ fn harden(response: &mut Response, forward_to: &[String]) {
         (header::REFERRER_POLICY, "no-referrer"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     ] {
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
+    }
+}
+
+/// For the one page whose form ends at a client: browsers hold every hop after a form to `form-action`, and a client's
+/// address leads on to others that nobody here knows: from its website to a program of the computer, by a scheme of its
+/// own. What the form is sent to first is in the page, which nobody else can write to.
+fn let_forms_lead_anywhere(response: &mut Response) {
+    let header = response.headers().get(header::CONTENT_SECURITY_POLICY).and_then(|value| value.to_str().ok());
+    let free = header.map(|policy| policy.replace(" form-action 'self';", ""));
+    if let Some(Ok(value)) = free.map(|policy| HeaderValue::from_str(&policy)) {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, value);
     }
 }
 

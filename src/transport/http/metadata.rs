@@ -70,10 +70,9 @@ pub(super) fn document(public_base: &str, resource: &str, issuers: &[String], sc
     document
 }
 
-/// The answer. Public, and readable from any page: clients that run in a browser need it before they may do anything.
+/// The answer. Public.
 pub(super) fn answer(document: Value) -> Response {
-    let headers = [(header::CACHE_CONTROL, "public, max-age=300"), (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")];
-    (headers, Json(document)).into_response()
+    ([(header::CACHE_CONTROL, "public, max-age=300")], Json(document)).into_response()
 }
 
 #[cfg(test)]

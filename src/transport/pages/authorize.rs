@@ -70,6 +70,13 @@ pub(super) async fn submit(
     if let Err(refusal) = guard::form(&pages, &headers, &visit.decision(&asked), &submitted.form).await {
         return refusal;
     }
+    // Plain http is this computer, where a cookie goes to every port: the program that waits for the answer would get the
+    // one that this decision was made with, and could decide the next time by itself.
+    if pages.base.scheme() != "https"
+        && let Err(failure) = pages.consent().sign_out(&cookie).await
+    {
+        return unavailable(&failure);
+    }
     let SignedIn { person, groups, proof_until } = *signed_in;
     let approver = Approver { person, groups, until: proof_until };
     let answer = match submitted.step {
@@ -158,12 +165,14 @@ async fn decide(pages: &Pages, cookie: &BrowserCookie, visit: &Visit, asked: &As
         sign_out: &sign_out,
         person: &signed_in.person.to_string(),
         name: asked.client.name.as_deref(),
-        host,
+        document: host.map(|host| (host, asked.client.id.as_str())),
         destination: &asked.destination.in_words(),
-        on_this_computer: asked.destination.is_loopback(),
+        address: asked.destination.as_str(),
         days: SESSION_TTL.as_secs() / (24 * 60 * 60),
     };
-    page(StatusCode::OK, &allow, &[asked.destination.form_action()])
+    let mut response = page(StatusCode::OK, &allow, &[]);
+    super::let_forms_lead_anywhere(&mut response);
+    response
 }
 
 #[derive(Template)]
@@ -175,9 +184,10 @@ struct Allow<'a> {
     sign_out: &'a str,
     person: &'a str,
     name: Option<&'a str>,
-    host: Option<&'a str>,
+    /// Where its document is: the host, and the whole address.
+    document: Option<(&'a str, &'a str)>,
     destination: &'a str,
-    on_this_computer: bool,
+    address: &'a str,
     days: u64,
 }
 

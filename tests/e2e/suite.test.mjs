@@ -11,7 +11,8 @@ import { legacyHttp, legacySse, modernHttp, python, stdio } from "./lib/clients.
 import { leaks, spellings } from "./lib/leaks.mjs";
 import { MODERN, raw, request, REVISIONS } from "./lib/raw.mjs";
 import {
-  assertAuthorizationText, assertDone, assertLink, channelId, CHANNELS, EVENT, event, MAIL, mail, MESSAGE, message, PATHS,
+  assertAuthorizationText, assertDone, assertLink, assertShape, channelId, CHANNELS, EVENT, event, MAIL, mail, MESSAGE,
+  message, PATHS, shapeOf,
 } from "./lib/tools.mjs";
 import { World } from "./lib/world.mjs";
 
@@ -95,33 +96,6 @@ test("every client lists the tools, named both ways", async () => {
   await modernHttp(world.url, tokens.alice, check);
 });
 
-/** What a call that needs consent looks like, by what client and server agreed on. */
-function shapeOf(revision, opensLinks) {
-  if (!opensLinks || revision < "2025-11-25") return "text";
-  return revision === MODERN ? "input_required" : "-32042";
-}
-
-/** Asserts the shape of an answer and returns its link. */
-function assertShape(shape, answer) {
-  if (shape === "text") return assertAuthorizationText(world.url, "google", answer.result);
-  if (shape === "-32042") {
-    assert.equal(answer.error?.code, -32042, JSON.stringify(answer));
-    const [elicitation, ...more] = answer.error.data.elicitations;
-    assert.deepEqual([elicitation.mode, more.length], ["url", 0]);
-    assert.ok(elicitation.elicitationId);
-    assert.ok(answer.error.message.includes(elicitation.url), "clients that show the message alone show the link too");
-    assertLink(world.url, elicitation.url);
-    return elicitation.url;
-  }
-  assert.equal(answer.result?.resultType, "input_required", JSON.stringify(answer));
-  assert.ok(answer.result.requestState);
-  assert.equal(answer.result.content, undefined);
-  const { method, params } = answer.result.inputRequests["consent:google"];
-  assert.deepEqual([method, params.mode], ["elicitation/create", "url"]);
-  assertLink(world.url, params.url);
-  return params.url;
-}
-
 const SHAPES = ["http", "sse"].flatMap((transport) =>
   REVISIONS.flatMap((revision) =>
     [{}, { elicitation: {} }, CAN_OPEN_LINKS].map((capabilities) => ({ transport, revision, capabilities })),
@@ -141,7 +115,7 @@ test("each revision, over each transport, is asked in its own shape", async (t) 
         return ask("tools/call", { name: MAIL, arguments: mail(`shape ${n}`) });
       });
       answers.push({ from: `raw answer ${n}`, text: JSON.stringify(answer) });
-      assertShape(shape, answer);
+      assertShape(world.url, shape, answer);
     });
   }
 });
@@ -165,7 +139,7 @@ test("2025-03-26 has batches, the others do not", async () => {
       const [list, called, unknown, ...more] = await response.json();
       assert.deepEqual([list.id, called.id, unknown.id, more.length], ["a", "b", "c", 0]);
       assert.ok(list.result.tools.some(({ name }) => name === MAIL));
-      assertShape("text", called);
+      assertShape(world.url, "text", called);
       assert.equal(unknown.error.code, -32601);
       assert.equal((await post([batch[1]])).status, 202);
       assert.equal((await post([])).status, 400);
@@ -181,7 +155,7 @@ test("real clients understand what they are answered", async () => {
 
   const asking = legacyHttp(world.url, tokens.alice, text("elicited"), CAN_OPEN_LINKS);
   const error = await asking.then(() => assert.fail("the call went through"), (error) => error);
-  assertShape("-32042", { error });
+  assertShape(world.url, "-32042", { error });
 
   const declined = await modernHttp(world.url, tokens.alice, text("declined"), async () => "decline");
   assertAuthorizationText(world.url, "google", declined);

@@ -2,6 +2,8 @@
 
 import assert from "node:assert/strict";
 
+import { MODERN } from "./raw.mjs";
+
 export const MAIL = "Google_SendEmail";
 export const EVENT = "GoogleCalendar_CreateEvent";
 export const CHANNELS = "Slack_ListChannels";
@@ -37,6 +39,33 @@ export function assertAuthorizationText(url, provider, result) {
   assert.deepEqual(result._meta?.["obo/authorization"], parsed);
   assert.equal(result.structuredContent, undefined);
   return parsed.authorization_url;
+}
+
+/** What a call that needs consent looks like, by what client and server agreed on. */
+export function shapeOf(revision, opensLinks) {
+  if (!opensLinks || revision < "2025-11-25") return "text";
+  return revision === MODERN ? "input_required" : "-32042";
+}
+
+/** Asserts the shape of an answer that asks for Google, and returns its link. */
+export function assertShape(url, shape, answer) {
+  if (shape === "text") return assertAuthorizationText(url, "google", answer.result);
+  if (shape === "-32042") {
+    assert.equal(answer.error?.code, -32042, JSON.stringify(answer));
+    const [elicitation, ...more] = answer.error.data.elicitations;
+    assert.deepEqual([elicitation.mode, more.length], ["url", 0]);
+    assert.ok(elicitation.elicitationId);
+    assert.ok(answer.error.message.includes(elicitation.url), "clients that show the message alone show the link too");
+    assertLink(url, elicitation.url);
+    return elicitation.url;
+  }
+  assert.equal(answer.result?.resultType, "input_required", JSON.stringify(answer));
+  assert.ok(answer.result.requestState);
+  assert.equal(answer.result.content, undefined);
+  const { method, params } = answer.result.inputRequests["consent:google"];
+  assert.deepEqual([method, params.mode], ["elicitation/create", "url"]);
+  assertLink(url, params.url);
+  return params.url;
 }
 
 /** The answer of a call that was done. */

@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 
 import { openBrowser, Person } from "./lib/browser.mjs";
-import { legacyHttp, legacySse, modernHttp, python, stdio } from "./lib/clients.mjs";
+import { legacyHttp, legacySse, modernHttp, stdio } from "./lib/clients.mjs";
 import { leaks, spellings } from "./lib/leaks.mjs";
 import { MODERN, raw, request, REVISIONS } from "./lib/raw.mjs";
 import {
@@ -17,7 +17,6 @@ import {
 import { World } from "./lib/world.mjs";
 
 const { OBO_BIN: obo, OBO_E2E_TESTBED: testbed, OBO_E2E_PYTHON: systemPython } = process.env;
-const { OBO_E2E_PYTHON_1: python1, OBO_E2E_PYTHON_2: python2 } = process.env;
 
 /** What a client shows a person whose link it cannot open: `-32042` with one URL elicitation. */
 const CAN_OPEN_LINKS = { elicitation: { url: {} } };
@@ -297,15 +296,6 @@ test("calls of both at the same time do not mix", async () => {
   const users = (await ranAs(MAIL)).slice(before).map(firstName).sort();
   assert.deepEqual(users, [...Array(4).fill("alice"), ...Array(4).fill("bob")]);
 });
-
-for (const [interpreter, transport] of [[python1, "http"], [python1, "sse"], [python2, "http"]]) {
-  test(`PyPI mcp (${interpreter === python1 ? "1.x" : "2.x"}, ${transport}) calls as bob`, async () => {
-    const asked = { url: world.url, transport, token: tokens.bob, tool: MAIL, input: mail(`${transport} from bob`) };
-    const { tools, result } = await runsAs("bob", MAIL, () => python(interpreter, asked));
-    assert.ok(tools.includes(MAIL));
-    assert.equal(result.isError, false, result.texts.join());
-  });
-}
 
 test("obo stdio: a client that launches obo shares the person's connections", async () => {
   const entry = { from: "obo stdio (stderr)", text: "" };

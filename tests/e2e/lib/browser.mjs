@@ -24,9 +24,13 @@ export async function openBrowser() {
 }
 
 export class Person {
-  /** A browser profile of one person. `javascript: false` is how the pages must work too. */
-  static async at(browser, { name, token, javascript = false }) {
+  /**
+   * A browser profile of one person. `javascript: false` is how the pages must work too. `tries`: whether each page is
+   * tried on a narrow screen and with a keyboard.
+   */
+  static async at(browser, { name, token, javascript = false, tries = true }) {
     const person = new Person();
+    person.tries = tries;
     person.name = name;
     person.token = token;
     person.context = await browser.newContext({ javaScriptEnabled: javascript, viewport: SIZES.wide });
@@ -39,7 +43,7 @@ export class Person {
   async look(title, response) {
     const headers = response ? await response.allHeaders() : {};
     const text = await this.page.locator("body").innerText();
-    const use = await this.use();
+    const use = this.tries ? await this.use() : {};
     const html = await this.page.content();
     this.seen.push({ title, url: this.page.url(), status: response?.status(), headers, text, html, ...use });
     if (PICTURES) {

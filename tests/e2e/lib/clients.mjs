@@ -1,16 +1,11 @@
 // The clients that people really use, each at the protocol revision it speaks.
 
-import { spawn } from "node:child_process";
-import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
-
 import { Client as ModernClient, StreamableHTTPClientTransport as ModernHttp } from "@modelcontextprotocol/client";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { SSEClientTransport } from "@modelcontextprotocol/sdk/client/sse.js";
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 
-const here = dirname(fileURLToPath(import.meta.url));
 const NAME = { name: "obo-e2e", version: "1.0.0" };
 
 const bearer = (token) => ({ requestInit: { headers: { Authorization: `Bearer ${token}` } } });
@@ -55,17 +50,4 @@ export function modernHttp(url, token, use, onLink) {
     client.setRequestHandler("elicitation/create", async ({ params }) => ({ action: await onLink(params) }));
   }
   return using(client, new ModernHttp(new URL(`${url}/mcp`), bearer(token)), use);
-}
-
-/** PyPI mcp, in a process of its own: lists the tools and makes one call; `{version, tools, error?, result?}`. */
-export async function python(interpreter, { url, transport, token, tool, input }) {
-  const child = spawn(interpreter, [join(here, "client.py")], { stdio: ["pipe", "pipe", "pipe"] });
-  child.stdin.end(JSON.stringify({ url, transport, token, tool, arguments: input }));
-  let stdout = "";
-  let stderr = "";
-  child.stdout.setEncoding("utf8").on("data", (text) => (stdout += text));
-  child.stderr.setEncoding("utf8").on("data", (text) => (stderr += text));
-  const code = await new Promise((done) => child.on("close", done));
-  if (code !== 0) throw new Error(`client.py: exit ${code}\n${stderr}`);
-  return JSON.parse(stdout);
 }

@@ -174,11 +174,16 @@ ${Object.entries(this.organisations).map(issuer).join("")}`,
     await within(ready(), START_MS, "obo serve");
   }
 
-  /** Stops `obo serve` and starts it with a new data folder: nobody is connected, nothing was asked for. */
-  async serveAnew() {
+  /** Stops `obo serve`. */
+  async stopServing() {
     const ended = new Promise((done) => this.server.on("close", done));
     this.server.kill("SIGTERM");
     await within(ended, START_MS, "stopping");
+  }
+
+  /** Stops `obo serve` and starts it with a new data folder: nobody is connected, nothing was asked for. */
+  async serveAnew() {
+    await this.stopServing();
     this.takeFolder();
     await this.serve();
   }

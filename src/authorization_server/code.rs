@@ -78,6 +78,18 @@ impl AuthorizationServer {
 
     /// Exchanges a code. Whatever is shown with it, it is void afterwards.
     pub(super) async fn exchange(&self, shown: Shown<'_>) -> Result<Tokens, NoTokens> {
+        // Who loses against somebody that uses it at the same moment finds it used when they look again: two hands are
+        // two hands, however close together.
+        for _ in 0..2 {
+            if let Some(tokens) = self.exchange_as_read(&shown).await? {
+                return Ok(tokens);
+            }
+        }
+        Err(NoTokens::Invalid("the code is being used by somebody else"))
+    }
+
+    /// `None`, where it was changed after it was read.
+    async fn exchange_as_read(&self, shown: &Shown<'_>) -> Result<Option<Tokens>, NoTokens> {
         let key = key_of(shown.code);
         let Some(record) = self.inner.store.get(Table::AuthorizationCode, &key).await? else {
             return Err(NoTokens::Invalid("the code is not one, or too old"));
@@ -115,7 +127,8 @@ impl AuthorizationServer {
         };
         if let Some(why) = refused {
             match self.inner.store.apply(vec![Write::Replace(spent)]).await {
-                Ok(()) | Err(StoreError::Conflict) => {}
+                Ok(()) => {}
+                Err(StoreError::Conflict) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
             self.note(&used, "client.code_refused").await;
@@ -133,15 +146,7 @@ impl AuthorizationServer {
             client: used.client.clone(),
             until: used.proof_until,
         };
-        let tokens = match clients.begin(allowed, Write::Replace(spent)).await {
-            Err(NoTokens::Raced) => {
-                // Two hands, as above. The one that was faster has a session by now.
-                clients.end_family(&used.family).await.map_err(NoTokens::Failed)?;
-                self.note(&used, "client.code_reused").await;
-                return Err(NoTokens::Invalid("the code was used before"));
-            }
-            begun => begun?,
-        };
+        let Some(tokens) = clients.begin(allowed, Write::Replace(spent)).await? else { return Ok(None) };
         for displaced in &tokens.displaced {
             self.record_end(displaced, "client.displaced").await;
         }
@@ -149,9 +154,11 @@ impl AuthorizationServer {
         if let Err(failure) = self.record(Phase::Outcome, &used.person, &used.client, &what).await {
             // A client that is not on record acts for nobody.
             clients.end_family(&used.family).await.map_err(NoTokens::Failed)?;
-            return Err(NoTokens::Failed(failure));
+            tracing::error!(cause = failure.cause, "a client was signed out again: it could not be put on record");
+            // The code is used up: told to try again, the client would come back with it, and look like a thief.
+            return Err(NoTokens::Invalid("it could not be put on record; sign in again later"));
         }
-        Ok(tokens)
+        Ok(Some(tokens))
     }
 
     async fn note(&self, kept: &Kept, what: &str) {

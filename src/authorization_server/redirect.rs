@@ -10,6 +10,10 @@ const MAX_BYTES: usize = 1024;
 const PROGRAMS: [&str; 10] =
     ["claude", "cursor", "goose", "kiro", "raycast", "vscode", "vscode-insiders", "vscodium", "windsurf", "zed"];
 
+/// Parameters of an answer (RFC 6749 §4.1.2, RFC 9207 §2). A redirect URI that has them already would answer for itself,
+/// and of two readers one may take its words for obo's.
+const OURS: [&str; 5] = ["code", "error", "error_description", "iss", "state"];
+
 /// A redirect URI that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
@@ -38,6 +42,9 @@ impl Destination {
         let url = Url::parse(text).map_err(|_| "is not an absolute URL")?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err("has a user or a password");
+        }
+        if url.query_pairs().any(|(name, _)| OURS.contains(&&*name)) {
+            return Err("has a parameter that the answer has");
         }
         let plain_authority = || {
             let authority = text.split_once("://").map(|(_, rest)| authority(rest));
@@ -170,6 +177,12 @@ mod tests {
             "ms-settings:x",
             "intent://x#Intent;end",
             "mailto:a@b.example",
+            "SSH://app.example/",
+            "https://app.example/cb?code=x",
+            "https://app.example/cb?a=b&state=x",
+            "https://app.example/cb?%69ss=https://evil.example",
+            "http://127.0.0.1/cb?error=x",
+            "cursor://x/y?iss=x",
             "microsoft-edge:https://evil.example/cb",
             "googlechromes://evil.example/cb",
             "webcal://evil.example/cb",

@@ -110,8 +110,6 @@ impl AuthorizationServer {
                 // Said no differently than of one that was never good.
                 Err(TokenError::new(TokenErrorCode::InvalidGrant, "the refresh token is not good any more"))
             }
-            // Of a code it was dealt with before, and a refresh token is read anew.
-            Err(NoTokens::Raced) => Err(TokenError::new(TokenErrorCode::InvalidGrant, "it was used before")),
             Err(NoTokens::Failed(failure)) => Err(failure.into()),
         }
     }

@@ -126,8 +126,6 @@ pub enum NoTokens {
     Invalid(&'static str),
     /// It was used before. Its session has ended now.
     Reused(Box<ClientSession>),
-    /// What it was allowed by was used by somebody else at the same moment.
-    Raced,
     /// It cannot be told, or not be kept.
     Failed(Failure),
 }
@@ -185,10 +183,11 @@ impl ClientSessions {
     }
 
     /// Begins a session, together with `spent`, which marks what it was allowed by as used: both happen, or neither.
+    /// `None` when `spent` was not as it was read: somebody else was first.
     ///
     /// # Errors
-    /// [`NoTokens::Raced`] when `spent` was not as it was read: somebody else used it first.
-    pub async fn begin(&self, allowed: Allowed, spent: Write) -> Result<Tokens, NoTokens> {
+    /// See [`NoTokens`].
+    pub async fn begin(&self, allowed: Allowed, spent: Write) -> Result<Option<Tokens>, NoTokens> {
         let Allowed { family, id, person, groups, client_id, client, until } = allowed;
         let groups = bounded_groups(groups).map_err(NoTokens::Invalid)?;
         let now = self.clock.now();
@@ -206,8 +205,8 @@ impl ClientSessions {
         let session_record = seal(&keys, &family.key(), &kept).await?;
         let (access, access_record) = self.new_access(&keys, &family.key(), &session).await?;
         match self.store.apply(vec![spent, Write::Insert(session_record), Write::Insert(access_record)]).await {
-            Ok(()) => Ok(Tokens { displaced, ..self.tokens(access, refresh, session) }),
-            Err(StoreError::Conflict) => Err(NoTokens::Raced),
+            Ok(()) => Ok(Some(Tokens { displaced, ..self.tokens(access, refresh, session) })),
+            Err(StoreError::Conflict) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

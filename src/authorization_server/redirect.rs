@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn a_page_names_where_it_leads() {
         for (text, words) in [
-            ("https://app.example:8443/cb?x", "app.example"),
+            ("https://tool.example:8443/cb?x", "tool.example"),
             ("HTTP://127.0.0.1:5/cb", "a program on this computer"),
             ("cursor://x/y", "the program that opens cursor: links on this computer"),
         ] {

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use obo::clock::{Clock as _, ManualClock};
+use obo::id::{Person, Source};
 use serde_json::{Value, json};
 
 use crate::provider::TokenKind;
@@ -132,6 +133,22 @@ impl Tokens {
     /// Connects alice's account for an application: the first answer, which has the link.
     async fn connect(&self, rest: &Rest) -> Value {
         let started = rest.start("alice", None).await;
+        self.consent(&started, "alice@example.com").await;
+        started
+    }
+
+    /// Connects one more account for alice: what had the link.
+    async fn connect_another(&self, rest: &Rest, account: &str) -> Value {
+        let input = json!({ "provider": "google", "tool": SEND, "another_account": true });
+        let connect = json!({ "tool_name": "Obo.Connect", "user_id": "alice", "input": input });
+        let (_, asked) = rest.post("/v1/tools/execute", &connect).await;
+        let started = asked["output"]["authorization"].clone();
+        self.consent(&started, account).await;
+        started
+    }
+
+    /// What alice does with a link.
+    async fn consent(&self, started: &Value, account: &str) {
         let link = started["url"].as_str().unwrap();
         let mut browser = Browser::new();
         let page = browser.get(link).await;
@@ -139,9 +156,8 @@ impl Tokens {
         browser.get(&self.issuer.sign_in(&sent.location.unwrap(), "alice")).await;
         let page = browser.get(link).await;
         let pressed = browser.submit(&page, &[]).await;
-        let back = self.obo.provider.consent(&pressed.location.unwrap(), "alice@example.com").await.unwrap();
+        let back = self.obo.provider.consent(&pressed.location.unwrap(), account).await.unwrap();
         assert_eq!(browser.get(&back).await.status, 200);
-        started
     }
 
     /// The answers that an application gets after a consent, each with its status.
@@ -249,4 +265,56 @@ async fn a_token_that_is_shown_is_renewed_first_and_a_connection_that_is_over_ha
     // The link is completed no longer where its token would have to be shown.
     let (status, token, answer) = shown().await;
     assert_eq!((status, token, &answer["error"]), (410, None, &json!("authorization_failed")), "{answer}");
+}
+
+#[tokio::test]
+async fn of_several_accounts_the_token_is_the_defaults_or_nobodys() {
+    let tokens = Tokens::start().await;
+    for (rest, reads) in [(&tokens.plain, false), (&tokens.reader, true)] {
+        tokens.connect(rest).await;
+        let link = tokens.connect_another(rest, "bob@example.com").await;
+        let answers = tokens.answers(rest, &link).await;
+        let (own, asked) = (&answers[0], &answers[1..3]);
+        assert_eq!((own.0, &own.1["status"]), (200, &json!("completed")), "{}", own.1);
+        if !reads {
+            // Nobody's token is shown, so none has to be chosen.
+            for (status, answer) in asked {
+                assert_eq!((*status, &answer["status"]), (200, &json!("completed")), "{answer}");
+            }
+            continue;
+        }
+        // The link has made one connection, and says which.
+        assert_eq!(own.1["context"]["user_info"]["account"], "bob@example.com");
+        for (status, answer) in asked {
+            assert_eq!((*status, &answer["error"]), (400, &json!("account_required")), "{answer}");
+            let text = answer["message"].as_str().unwrap();
+            assert!(text.contains("alice@example.com") && text.contains("bob@example.com"), "{text}");
+            assert!(!tokens.has_secret(answer), "{answer}");
+        }
+        // A call says which account it means, or is told to.
+        assert_eq!(answers[3].1["output"]["error"]["extra"]["code"], "account_required", "{}", answers[3].1);
+    }
+    let read = async || {
+        let ended = tokens.obo.app.audit.read(|r| r.note.as_deref() == Some("token.read") && r.outcome.is_some()).await;
+        ended.unwrap().into_iter().map(|r| (r.account.unwrap(), r.outcome.unwrap())).collect::<Vec<_>>()
+    };
+    let ok = |account: &str| (account.to_owned(), "ok".to_owned());
+    assert_eq!(read().await, [ok("bob@example.com")]);
+
+    // Once the user has chosen, that account's is shown.
+    let consent = tokens.obo.app.obo.consent();
+    let source = Source::application("reader").unwrap();
+    let alice = Person { tenant: "acme".parse().unwrap(), source, user: "alice".parse().unwrap() };
+    let grants = consent.connections(&alice).await.unwrap();
+    let chosen = grants.iter().find(|grant| grant.account.label == "alice@example.com").unwrap();
+    consent.prefer(&alice, "google", &chosen.account.key, "test").await.unwrap().unwrap();
+    let link = json!({ "id": "unused" });
+    for (status, answer) in &tokens.answers(&tokens.reader, &link).await[1..3] {
+        assert_eq!((*status, &answer["status"]), (200, &json!("completed")), "{answer}");
+        assert_eq!(answer["context"]["user_info"]["account"], "alice@example.com", "{answer}");
+        let token = answer["context"]["token"].as_str().unwrap();
+        let issued = tokens.obo.provider.tokens().into_iter().find(|one| one.text == token).unwrap();
+        assert_eq!(issued.user, "alice@example.com");
+    }
+    assert_eq!(read().await, [ok("bob@example.com"), ok("alice@example.com"), ok("alice@example.com")]);
 }

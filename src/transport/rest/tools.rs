@@ -142,7 +142,7 @@ fn unknown_format() -> Refusal {
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "AuthorizeToolRequest")]
 pub(super) struct Authorize {
-    /// The tool's name with its toolkit.
+    /// The tool's name with its toolkit, in either spelling: `Google.SendEmail` or `Google_SendEmail`.
     tool_name: String,
     /// The user, as the application knows them.
     user_id: String,
@@ -189,7 +189,7 @@ fn tool(obo: &Obo, subject: &Subject, name: &str, version: Option<&str>) -> Resu
 #[schemars(rename = "ExecuteRequest")]
 #[serde(deny_unknown_fields)]
 pub(super) struct Execute {
-    /// The tool's name with its toolkit.
+    /// The tool's name with its toolkit, in either spelling: `Google.SendEmail` or `Google_SendEmail`.
     tool_name: String,
     /// The user, as the application knows them.
     user_id: String,

@@ -12,6 +12,7 @@ mod support;
 
 mod accounts;
 mod applications;
+mod authorization_server;
 mod cli;
 mod confirm;
 mod consent;

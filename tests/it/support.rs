@@ -17,13 +17,16 @@ use tokio_util::sync::CancellationToken;
 use crate::provider::{self, Provider, Service};
 
 pub mod browser;
+pub mod documents;
 pub mod issuer;
 pub mod mcp;
+pub mod oauth_client;
 pub mod program;
 pub mod rest;
 
 pub use browser::Browser;
 pub use mcp::Mcp;
+pub use oauth_client::OauthClient;
 pub use rest::Rest;
 
 /// A running `obo serve` and its provider. Everything ends when it is dropped.

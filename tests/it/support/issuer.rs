@@ -203,6 +203,7 @@ async fn token(
     let now = (shared.now)();
     let mut claims = json!({
         "iss": shared.url, "sub": user, "aud": CLIENT, "iat": now, "exp": now + 300, "nonce": request["nonce"],
+        "groups": ["staff"],
     });
     match state.wrong {
         Wrong::Nonce => claims["nonce"] = json!("another"),

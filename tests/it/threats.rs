@@ -3,6 +3,7 @@
 //! Those on the consent pages and on the shared port stand in `consent.rs` and `processes.rs`.
 
 mod audit_log;
+mod authorization;
 mod credentials;
 mod hygiene;
 mod leaks;

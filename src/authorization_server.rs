@@ -32,9 +32,10 @@ mod request;
 mod token;
 
 pub use client::{Client, ClientError, KnownBy};
+pub use document::parse_document;
 pub use redirect::Destination;
 pub use registration::{MAX_REGISTRATION_BYTES, RegistrationError};
-pub use request::{Asked, MAX_QUERY_BYTES, Refusal};
+pub use request::{Asked, MAX_QUERY_BYTES, Parameters, Refusal};
 pub use token::{TokenError, TokenErrorCode};
 
 use document::Documents;

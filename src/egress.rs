@@ -122,7 +122,8 @@ impl Egress {
         Self::with_resolver(config, written, Arc::new(SystemResolver))
     }
 
-    fn with_resolver(config: &Config, written: &[Url], resolver: Arc<dyn Resolve>) -> Result<Self, String> {
+    /// The same with names resolved by something else, for tests.
+    pub(crate) fn with_resolver(config: &Config, written: &[Url], resolver: Arc<dyn Resolve>) -> Result<Self, String> {
         let private: HashSet<(String, u16)> =
             config.allow_private.iter().map(|entry| parse_allow_private(entry)).collect::<Result<_, _>>()?;
         let exempt = written.iter().filter_map(host_and_port).chain(private.iter().cloned()).collect();

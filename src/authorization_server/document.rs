@@ -125,6 +125,14 @@ fn host_of(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
+/// Reads what was found at the address that an id is.
+///
+/// # Errors
+/// What is wrong with one or the other, to be put after it.
+pub fn parse_document(id: &str, body: &[u8]) -> Result<Client, String> {
+    read(id, &host_of(&address(id)?), body)
+}
+
 /// Reads a document. The error is to be put after "the document".
 fn read(id: &str, host: &str, body: &[u8]) -> Result<Client, String> {
     let Ok(Value::Object(metadata)) = json::parse(body) else { return Err("is not a JSON object".to_owned()) };
@@ -148,4 +156,77 @@ fn read(id: &str, host: &str, body: &[u8]) -> Result<Client, String> {
         Metadata::read(&metadata).map_err(|error| format!("is not acceptable: {}", error.text()))?;
     let known_by = KnownBy::Document { host: host.to_owned() };
     Ok(Client { id: id.to_owned(), name, known_by, redirect_uris })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::egress::Config;
+    use crate::egress::stub::{Reply, Stub};
+
+    /// A name that is this computer, or what is beside it: another one each time.
+    struct Rebinding(AtomicUsize);
+
+    impl Resolve for Rebinding {
+        fn resolve(&self, _: Name) -> Resolving {
+            let answers = ["127.0.0.1:0", "10.0.0.1:0", "169.254.169.254:0", "[::1]:0", "[fd00::1]:0"];
+            let turn = self.0.fetch_add(1, Ordering::SeqCst) % answers.len();
+            let answer: SocketAddr = answers[turn].parse().unwrap();
+            Box::pin(async move { Ok(Box::new(std::iter::once(answer)) as Addrs) })
+        }
+    }
+
+    fn documents(config: &Config, written: &[Url]) -> Documents {
+        let egress = Egress::with_resolver(config, written, Arc::new(Rebinding(AtomicUsize::new(0)))).unwrap();
+        Documents::new(egress, ManualClock::at(Timestamp::UNIX_EPOCH))
+    }
+
+    #[tokio::test]
+    async fn a_document_s_name_is_connected_to_only_where_strangers_may_lead() {
+        let canary = Stub::start(|_| Reply::json(200, "{}")).await;
+        let port = canary.address().port();
+        let id = format!("https://client.example:{port}/client.json");
+        // Nobody wrote it down; and what stands elsewhere in obo.toml is not there for strangers.
+        for written in [vec![], vec![Url::parse(&id).unwrap()]] {
+            let documents = documents(&Config::default(), &written);
+            for _ in 0..5 {
+                let error = documents.fetch(&id).await.unwrap_err();
+                assert!(matches!(&error, ClientError::Bad(text) if text.contains("for strangers")), "{error:?}");
+            }
+        }
+        assert_eq!(canary.connections(), 0);
+        // Written down for this, it is; the canary has no certificate.
+        let open = Config { allow_private: vec![format!("client.example:{port}")], ..Config::default() };
+        let error = documents(&open, &[]).fetch(&id).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unavailable(_)), "{error:?}");
+        assert_eq!(canary.connections(), 1);
+    }
+
+    #[tokio::test]
+    async fn no_more_than_a_few_documents_are_fetched_at_once() {
+        let slow = Stub::start(|_| Reply::Silence).await;
+        let open = Config { allow_private: vec![slow.address().to_string()], ..Config::default() };
+        let documents = Arc::new(documents(&open, &[]));
+        let mut under_way = Vec::new();
+        for number in 0..AT_ONCE {
+            let (documents, id) = (Arc::clone(&documents), slow.url(&format!("/{number}")).to_string());
+            under_way.push(tokio::spawn(async move { documents.fetch(&id).await }));
+        }
+        while documents.room.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let error = documents.fetch(slow.url("/more").as_str()).await.unwrap_err();
+        assert!(matches!(&error, ClientError::Unavailable(text) if text.contains("Too many")), "{error:?}");
+        for fetch in under_way {
+            fetch.abort();
+            let _ = fetch.await;
+        }
+        assert_eq!(documents.room.available_permits(), AT_ONCE, "whoever goes away makes room");
+    }
 }

@@ -82,13 +82,14 @@ fn bad(text: &str) -> Refusal {
 
 /// The parameters of a request or form. None may stand there twice (RFC 6749 §3.1): two readers could take two. A
 /// resource may (RFC 8707 §2), and then every one of them counts.
-pub(super) struct Parameters {
+pub struct Parameters {
     one: HashMap<String, String>,
     resources: Vec<String>,
 }
 
 impl Parameters {
-    pub(super) fn read(text: &[u8]) -> Option<Self> {
+    /// Reads them. `None`, where one stands there twice.
+    pub fn read(text: &[u8]) -> Option<Self> {
         let (mut one, mut resources) = (HashMap::new(), Vec::new());
         for (key, value) in url::form_urlencoded::parse(text) {
             if key == "resource" {
@@ -101,12 +102,12 @@ impl Parameters {
     }
 
     /// A parameter that is there and not empty: an empty one counts as left out (RFC 6749 §3.1).
-    pub(super) fn get(&self, key: &str) -> Option<&str> {
+    pub fn get(&self, key: &str) -> Option<&str> {
         self.one.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// What the tokens are to be for.
-    pub(super) fn resources(&self) -> impl Iterator<Item = &str> {
+    pub fn resources(&self) -> impl Iterator<Item = &str> {
         self.resources.iter().map(String::as_str)
     }
 }

@@ -113,11 +113,11 @@ impl Token {
 async fn sign_out_everything(app: &App, person: &Person, clients: bool) -> Result<(), Failure> {
     app.obo.consent().sign_out_everywhere(person).await?;
     let sessions = app.obo.identity().clients();
-    sessions.forget_codes(person).await?;
-    if clients {
-        for session in sessions.revoke_all(person).await? {
-            record(app, person, &format!("client.signed_out {}", session.id)).await?;
-        }
+    if !clients {
+        return sessions.forget_codes(person).await;
+    }
+    for session in sessions.revoke_all(person).await? {
+        record(app, person, &format!("client.signed_out {}", session.id)).await?;
     }
     Ok(())
 }

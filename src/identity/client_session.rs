@@ -350,12 +350,13 @@ impl ClientSessions {
         Ok(())
     }
 
-    /// Ends all sessions of a person, and says which. [`ClientSessions::forget_codes`] comes first: else a code could become
-    /// one in between.
+    /// Ends all sessions of a person, with the codes that were about to become some, and says which.
     ///
     /// # Errors
     /// `vault_unavailable`.
     pub async fn revoke_all(&self, person: &Person) -> Result<Vec<ClientSession>, Failure> {
+        // First: one that becomes a session in between is found as one.
+        self.forget_codes(person).await?;
         let mut ended = Vec::new();
         for (key, session) in self.find(Some(person)).await? {
             self.end(&key).await.map_err(store_failure)?;

@@ -70,6 +70,16 @@ pub(super) async fn submit(
     if let Err(refusal) = guard::form(&pages, &headers, &visit.decision(&asked), &submitted.form).await {
         return refusal;
     }
+    let SignedIn { person, groups, proof_until } = *signed_in;
+    let approver = Approver { person, groups, until: proof_until };
+    let answer = match submitted.step {
+        Step::Allow => server.allow(&asked, approver).await,
+        _ => server.deny(&asked, &approver).await,
+    };
+    let location = match answer {
+        Ok(location) => location,
+        Err(failure) => return unavailable(&failure),
+    };
     // Plain http is this computer, where a cookie goes to every port: the program that waits for the answer would get the
     // one that this decision was made with, and could decide the next time by itself.
     if pages.base.scheme() != "https"
@@ -77,16 +87,7 @@ pub(super) async fn submit(
     {
         return unavailable(&failure);
     }
-    let SignedIn { person, groups, proof_until } = *signed_in;
-    let approver = Approver { person, groups, until: proof_until };
-    let answer = match submitted.step {
-        Step::Allow => server.allow(&asked, approver).await,
-        _ => server.deny(&asked, &approver).await,
-    };
-    match answer {
-        Ok(location) => see_other(&location),
-        Err(failure) => unavailable(&failure),
-    }
+    see_other(&location)
 }
 
 /// An authorization request, as it stands in the address.

@@ -9,6 +9,8 @@ use reqwest::redirect::Policy;
 pub struct Browser {
     http: reqwest::Client,
     pub cookies: BTreeMap<String, String>,
+    /// The token that its person signs in with, once they have.
+    pub token: Option<String>,
 }
 
 /// A page, or a redirect.
@@ -24,12 +26,27 @@ pub struct Page {
 impl Browser {
     pub fn new() -> Self {
         let http = reqwest::Client::builder().redirect(Policy::none()).no_proxy().build().unwrap();
-        Self { http, cookies: BTreeMap::new() }
+        Self { http, cookies: BTreeMap::new(), token: None }
     }
 
     pub async fn get(&mut self, url: &str) -> Page {
         let request = self.http.get(url);
         self.send(request, url).await
+    }
+
+    /// The same by somebody who signs in again with their token, where they are asked to.
+    pub async fn visit(&mut self, url: &str) -> Page {
+        let page = self.get(url).await;
+        let asked = page.text.contains("name=\"token\"") || page.text.contains("with=obo");
+        match self.token.clone() {
+            Some(token) if asked => {
+                let joint = if url.contains('?') { '&' } else { '?' };
+                let page = self.get(&format!("{url}{joint}with=obo")).await;
+                self.submit(&page, &[("token", &token)]).await;
+                self.get(url).await
+            }
+            _ => page,
+        }
     }
 
     /// Submits the page's one form, with what was typed into it.

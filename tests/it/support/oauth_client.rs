@@ -193,7 +193,8 @@ pub async fn register(at: &str, registration: &Value) -> Answer {
 
 /// Opens the page about a client in a browser that is signed in, and presses "Allow": where the browser goes.
 pub async fn allow(browser: &mut Browser, url: &str) -> String {
-    let page = browser.get(url).await;
+    // Over plain http a decision signs the browser out: the next one begins with the person's token again.
+    let page = browser.visit(url).await;
     assert_eq!(page.status, 200, "{}", page.text);
     assert!(page.text.contains("value=\"allow\""), "{}", page.text);
     let pressed = browser.submit(&page, &[]).await;
@@ -266,4 +267,5 @@ pub async fn sign_in_with(browser: &mut Browser, at: &str, token: &str) {
     let page = browser.get(&format!("{at}/account?with=obo")).await;
     let signed_in = browser.submit(&page, &[("token", token)]).await;
     assert_eq!(signed_in.status, 303, "{}", signed_in.text);
+    browser.token = Some(token.to_owned());
 }

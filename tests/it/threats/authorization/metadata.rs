@@ -86,14 +86,6 @@ fn lies(documents: &Documents, path: &str) -> Vec<(&'static str, Document, u16)>
         ("seventeen addresses", with("redirect_uris", json!(vec![CALLBACK; 17])), 400),
         ("another grant", with("grant_types", json!(["client_credentials"])), 400),
         ("another response", with("response_types", json!(["token"])), 400),
-        ("a name that turns around", with("client_name", json!("\u{202e}repaP")), 400),
-        ("a name that cannot be seen", with("client_name", json!("\u{3164}")), 400),
-        (
-            "a name that speaks for the page",
-            with("client_name", json!("Paper”, checked by your administrator. “")),
-            400,
-        ),
-        ("a name that is too long", with("client_name", json!("P".repeat(61))), 400),
         ("a name that is no text", with("client_name", json!({ "en": "Paper" })), 400),
         ("a name twice", Document::text(&text.replacen('{', "{\"client_name\":\"Other\",", 1)), 400),
         ("its id twice", Document::text(&text.replacen('{', "{\"client_id\":\"https://app.example/c\",", 1)), 400),
@@ -426,6 +418,10 @@ async fn t11_no_client_speaks_for_another_and_no_document_leads_obo_anywhere() {
         "<b>Bank</b>",
         "\u{5d0}\u{5d1} app",
         "Notes\" checked",
+        "\u{202e}setoN",
+        "N\u{3164}o\u{200b}tes",
+        "Notes”, checked by your administrator. “",
+        &"N".repeat(61),
     ] {
         world
             .case(&format!("a registration that calls itself {name:?}"), async |world| {
@@ -433,9 +429,15 @@ async fn t11_no_client_speaks_for_another_and_no_document_leads_obo_anywhere() {
                 let client = OauthClient::register(&world.obo.base, name, "https://evil.example/callback").await;
                 world.sign_alice_in().await;
                 let page = world.alice.get(&client.begin().url).await;
-                assert!(page.text.contains("<h1>Let this app act for you?</h1>"), "{}", page.text);
-                assert!(page.text.contains("</bdi>”; nobody has checked who it is"), "{}", page.text);
-                assert!(page.text.contains("<dd>https://evil.example</dd>"), "{}", page.text);
+                assert!(page.text.contains("<dd>unknown: nobody has checked who it is</dd>"), "{}", page.text);
+                assert!(
+                    page.text.contains("<dd>evil.example<code>https://evil.example/callback</code></dd>"),
+                    "{}",
+                    page.text
+                );
+                assert!(!page.text.contains(['\u{202e}', '\u{3164}', '\u{200b}']), "{}", page.text);
+                assert_eq!(page.text.matches(['“', '”']).count(), 2, "{}", page.text);
+                assert!(!page.text.contains(&"N".repeat(61)), "{}", page.text);
                 assert!(!page.text.contains("<b>Bank"), "{}", page.text);
                 heard.page(&page);
                 heard
@@ -452,12 +454,8 @@ async fn t11_no_client_speaks_for_another_and_no_document_leads_obo_anywhere() {
                 let id = documents.put(&path, Document::json(&document));
                 let page = world.alice.get(&OauthClient::with_id(&world.obo.base, &id, CALLBACK).begin().url).await;
                 let host = format!("127.0.0.1:{}", documents.port);
-                assert!(page.text.contains(&format!("<h1>Let {host} act for you?</h1>")), "{}", page.text);
-                assert!(
-                    page.text.contains(&format!("<dd>{host}, which calls itself “<bdi>{name}</bdi>”")),
-                    "{}",
-                    page.text
-                );
+                assert!(page.text.contains(&format!("<dd>{host}<code>{id}</code></dd>")), "{}", page.text);
+                assert!(page.text.contains(&format!("“<bdi>{name}</bdi>”")), "{}", page.text);
                 heard.page(&page);
                 heard
             })

@@ -362,7 +362,7 @@ impl Identity {
         self.issuers.sign_in(source).await
     }
 
-    /// Who came back from a sign-in, by the ID token that was made for it.
+    /// Who came back from a sign-in, by the ID token that was made for it, and the access token beside it.
     ///
     /// # Errors
     /// See [`IdentityError`].
@@ -370,9 +370,10 @@ impl Identity {
         &self,
         source: &Source,
         id_token: &Secret,
+        access_token: &Secret,
         nonce: &Secret,
     ) -> Result<Subject, IdentityError> {
-        log_refusal(self.issuers.verify_id_token(source, id_token, nonce).await)
+        log_refusal(self.issuers.verify_id_token(source, id_token, access_token, nonce).await)
     }
 
     fn method_for(&self, credential: &Credential) -> Result<&dyn Authenticate, IdentityError> {

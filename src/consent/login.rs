@@ -176,8 +176,8 @@ impl Consent {
             Err(error) => return refused(error),
         };
         let verifier = Secret::new(login.verifier.as_str());
-        let id_token = match self.inner.oauth.id_token(&sign_in, &code, &verifier, &login.redirect_uri).await {
-            Ok(token) => token,
+        let tokens = match self.inner.oauth.sign_in_tokens(&sign_in, &code, &verifier, &login.redirect_uri).await {
+            Ok(tokens) => tokens,
             // Neither is the person's doing, and the second is the operator's to mend.
             Err(error @ (OauthError::Unavailable(_) | OauthError::InvalidClient(_))) => {
                 return Err(Failure::internal(error));
@@ -185,7 +185,8 @@ impl Consent {
             Err(error) => return refused(error.to_string()),
         };
         let nonce = Secret::new(login.nonce.as_str());
-        match self.inner.identity.verify_id_token(&login.source, &id_token, &nonce).await {
+        let (id_token, access_token) = (&tokens.id_token, &tokens.access_token);
+        match self.inner.identity.verify_id_token(&login.source, id_token, access_token, &nonce).await {
             Ok(subject) => Ok(LoggedIn::Yes { cookie: self.sign_in(&subject).await?, back: login.back }),
             Err(error @ IdentityError::Unavailable { .. }) => Err(Failure::internal(error)),
             Err(error) => refused(error.to_string()),

@@ -27,6 +27,7 @@ mod seen;
 mod sign_in;
 #[cfg(test)]
 mod tests;
+mod userinfo;
 
 pub use seen::MAX_SEEN_TOKENS;
 pub use sign_in::SignIn;
@@ -86,6 +87,10 @@ pub struct Config {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub client_secret: Option<Secret>,
+    /// Scopes to ask for beside `openid` when people sign in on the pages: issuers exist that tell a person's groups only
+    /// to clients that ask for `groups`. Default none.
+    #[serde(default)]
+    pub sign_in_scopes: Vec<String>,
     /// Whether its opaque access tokens are accepted: it is asked about each (RFC 7662), as the client above. One issuer
     /// at most can have this, because an opaque token does not say whose it is. Default `false`.
     #[serde(default)]
@@ -131,9 +136,13 @@ impl Config {
             (_, None, false) => Err(format!("{key}: tenants is for tenant_claim; add it, or use tenant")),
             _ => Ok(()),
         }?;
+        if !self.sign_in_scopes.is_empty() && self.client_id.is_none() {
+            return Err(format!("{key}: sign_in_scopes is for signing in on the pages; add client_id, or remove it"));
+        }
         introspection::check(&key, self)?;
         scopes::check(&format!("{key}: scopes"), &self.scopes)?;
         scopes::check(&format!("{key}: write_scopes"), &self.write_scopes)?;
+        scopes::check(&format!("{key}: sign_in_scopes"), &self.sign_in_scopes)?;
         for (claim, key_name) in [
             (Some(&self.user_claim), "user_claim"),
             (self.groups_claim.as_ref(), "groups_claim"),
@@ -174,13 +183,14 @@ pub struct Issuers {
 struct Issuer {
     config: Config,
     keys: Arc<IssuerKeys>,
+    egress: Egress,
 }
 
 impl Issuers {
     pub(super) fn new(configs: Vec<Config>, egress: Egress, clock: SharedClock) -> Self {
         let issuer = |config: Config| {
             let keys = Arc::new(IssuerKeys::new(config.issuer.clone(), egress.clone(), Arc::clone(&clock)));
-            (config.issuer.clone(), Issuer { config, keys })
+            (config.issuer.clone(), Issuer { config, keys, egress: egress.clone() })
         };
         let by_issuer: BTreeMap<String, Issuer> = configs.into_iter().map(issuer).collect();
         let asked = by_issuer.values().find(|issuer| issuer.config.introspection).cloned();

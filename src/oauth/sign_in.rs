@@ -13,6 +13,14 @@ use crate::secret::Secret;
 /// Longest ID token accepted, in bytes.
 const MAX_ID_TOKEN_BYTES: usize = 16 << 10; // 16 KiB
 
+/// What a sign-in gives.
+pub struct SignInTokens {
+    /// Who came back.
+    pub id_token: Secret,
+    /// For asking the provider about them.
+    pub access_token: Secret,
+}
+
 impl Oauth {
     /// The link that sends a browser to an identity provider.
     ///
@@ -30,7 +38,7 @@ impl Oauth {
             .append_pair("response_type", "code")
             .append_pair("client_id", &sign_in.client_id)
             .append_pair("redirect_uri", redirect_uri.as_str())
-            .append_pair("scope", "openid")
+            .append_pair("scope", &sign_in.scopes.join(" "))
             .append_pair("state", state.expose())
             .append_pair("nonce", nonce.expose())
             .append_pair("code_challenge", &pkce.challenge)
@@ -41,25 +49,26 @@ impl Oauth {
         url
     }
 
-    /// Exchanges the code of a sign-in for its ID token. The access token beside it is not looked at.
+    /// Exchanges the code of a sign-in for its tokens. A refresh token beside them is not looked at.
     ///
     /// # Errors
     /// See [`OauthError`].
-    pub async fn id_token(
+    pub async fn sign_in_tokens(
         &self,
         sign_in: &SignIn,
         code: &Secret,
         verifier: &Secret,
         redirect_uri: &Url,
-    ) -> Result<Secret, OauthError> {
+    ) -> Result<SignInTokens, OauthError> {
         let request = self.id_token_request(sign_in, code, verifier, redirect_uri)?;
         let answer = self.egress.send(request, self.limits).await.map_err(no_answer)?;
         let body = zeroize::Zeroizing::new(answer.body);
         let value = answer::read(answer.status.as_u16(), &body)?;
-        // An error in it is read as one; the access token only has to be there (OpenID Connect Core §3.1.3.3).
-        answer::judge(answer.status.as_u16(), &value)?;
+        // An error in it is read as one; the access token has to be there (OpenID Connect Core §3.1.3.3).
+        let access_token = answer::judge(answer.status.as_u16(), &value)?.access_token;
         let token = value.get("id_token").and_then(Value::as_str).filter(|token| token.len() <= MAX_ID_TOKEN_BYTES);
-        token.map(Secret::new).ok_or_else(|| OauthError::Unavailable("no_id_token".to_owned()))
+        let id_token = token.map(Secret::new).ok_or_else(|| OauthError::Unavailable("no_id_token".to_owned()))?;
+        Ok(SignInTokens { id_token, access_token })
     }
 
     /// The request, built apart: a form under construction must not be held while the answer is awaited.

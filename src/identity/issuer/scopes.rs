@@ -13,7 +13,7 @@ const MAX_SCOPES: usize = 256;
 /// Longest scope in a list of obo.toml, in bytes.
 const MAX_SCOPE_BYTES: usize = 255;
 
-/// Checks one of the two lists of obo.toml. The error begins with the key's name.
+/// Checks one of the lists of obo.toml. The error begins with the key's name.
 pub(super) fn check(key: &str, scopes: &[String]) -> Result<(), String> {
     if scopes.len() > MAX_SCOPES {
         return Err(format!("{key} has more than {MAX_SCOPES} entries; ask for fewer"));

@@ -21,6 +21,8 @@ pub struct SignIn {
     pub authorization_url: Url,
     /// The token endpoint.
     pub token_url: Url,
+    /// What is asked for: `openid`, and what obo.toml adds.
+    pub scopes: Vec<String>,
     /// Our client id.
     pub client_id: String,
     /// Our secret, where there is one.
@@ -55,23 +57,27 @@ impl Issuers {
         }
         // Without the list, Basic is what clients use (OpenID Connect Discovery §3).
         let methods = "token_endpoint_auth_methods_supported";
+        let further = issuer.config.sign_in_scopes.iter().filter(|scope| *scope != "openid").cloned();
         let secret_in_body = lists(methods, "client_secret_post") && !lists(methods, "client_secret_basic");
         Ok(SignIn {
             issuer: issuer.config.issuer.clone(),
             sends_iss: metadata.get("authorization_response_iss_parameter_supported") == Some(&Value::Bool(true)),
             authorization_url: endpoint("authorization_endpoint")?,
             token_url: endpoint("token_endpoint")?,
+            scopes: std::iter::once("openid".to_owned()).chain(further).collect(),
             client_id,
             client_secret: issuer.config.client_secret.clone(),
             secret_in_body,
         })
     }
 
-    /// Who an ID token is about (OpenID Connect Core §3.1.3.7).
+    /// Who an ID token is about (OpenID Connect Core §3.1.3.7). The access token that came with it is shown to the issuer
+    /// where the ID token leaves something out.
     pub(in crate::identity) async fn verify_id_token(
         &self,
         source: &Source,
         id_token: &Secret,
+        access_token: &Secret,
         nonce: &Secret,
     ) -> Result<Subject, IdentityError> {
         let issuer = self.named(source).ok_or(IdentityError::Missing)?;
@@ -95,7 +101,7 @@ impl Issuers {
         }
         check_times(claims, self.clock.now()).map_err(&refused)?;
         check_audience(claims, client_id).map_err(&refused)?;
-        let claims = issuer.verify(token).await?;
+        let claims = issuer.completed(issuer.verify(token).await?, access_token).await?;
         // An ID token says who came back; how long they stay is not its business. Nor has it scopes.
         Ok(Subject { expires_at: None, ..issuer.subject(&claims)? })
     }

@@ -19,6 +19,7 @@ use super::keys::{FAILURE_PAUSE, FRESH, MISS_PAUSE, STALE_IF_ERROR, STALE_PAUSE}
 use crate::egress::stub::{Reply, Stub};
 use crate::id::Person;
 use crate::identity::{self, IdentityError, MAX_BEARER_BYTES, Via};
+use crate::secret::Secret;
 
 const AUDIENCE: &str = "https://obo.example.com/mcp";
 
@@ -674,6 +675,90 @@ async fn metadata_is_also_found_where_oauth_puts_it() {
     assert!(test.identity.authenticate(&bearer(&RSA.sign(&RSA.header(), &claims))).await.is_ok());
 }
 
+/// Signs in with an ID token that says `id`, at an issuer whose userinfo endpoint answers `told`; none: there is no such
+/// endpoint. With what came of it, the requests to the endpoint.
+async fn signed_in(
+    id: Value,
+    told: Option<(u16, Value)>,
+    more: &str,
+) -> (Result<identity::Subject, IdentityError>, usize) {
+    let published_at = told.is_some();
+    let stub = Stub::start(move |asked| {
+        let base = format!("http://{}", asked.header("host").unwrap());
+        match asked.path() {
+            "/.well-known/openid-configuration" => {
+                let mut document = json!({"issuer": base, "jwks_uri": format!("{base}/jwks")});
+                if published_at {
+                    document["userinfo_endpoint"] = json!(format!("{base}/userinfo"));
+                }
+                Reply::json(200, document.to_string())
+            }
+            "/jwks" => Reply::json(200, published(&[&RSA]).to_string()),
+            "/userinfo" if asked.header("authorization") == Some("Bearer of the sign-in") => {
+                let (status, told) = told.clone().unwrap();
+                Reply::json(status, told.to_string())
+            }
+            _ => Reply::json(404, "{}"),
+        }
+    })
+    .await;
+    let issuer = format!("http://{}", stub.address());
+    let test = Fixture::new(config(&issuer, &format!("client_id = 'obo'\n{more}")));
+    let mut claims = json!({"iss": issuer, "aud": "obo", "sub": "alice", "nonce": "n", "exp": NOON + 300, "iat": NOON});
+    claims.as_object_mut().unwrap().extend(id.as_object().unwrap().clone());
+    let id_token = Secret::new(RSA.sign(&RSA.header(), &claims));
+    let (access, nonce) = (Secret::new("of the sign-in"), Secret::new("n"));
+    let result = test.identity.verify_id_token(&"corp".parse().unwrap(), &id_token, &access, &nonce).await;
+    let asked = stub.asked().iter().filter(|asked| asked.path() == "/userinfo").count();
+    (result, asked)
+}
+
+#[tokio::test]
+async fn what_an_id_token_leaves_out_is_asked_of_the_issuer() {
+    let org = "tenant_claim = 'org'\ntenants = ['acme']";
+    let told = || Some((200, json!({"sub": "alice", "groups": ["ops"], "org": "acme", "email": "alice@acme.example"})));
+    for (id, told, more, user, groups, asked) in [
+        (json!({}), told(), "", "alice", &["ops"][..], 1),
+        (json!({}), told(), org, "alice", &["ops"], 1),
+        (json!({}), told(), "user_claim = 'email'", "alice@acme.example", &["ops"], 1),
+        // What the ID token says stands.
+        (json!({"groups": ["dev"]}), told(), "", "alice", &["dev"], 0),
+        (json!({"groups": []}), told(), "", "alice", &[], 0),
+        (json!({"groups": ["dev"]}), told(), org, "alice", &["dev"], 1),
+        // Nobody tells.
+        (json!({}), Some((200, json!({"sub": "alice"}))), "", "alice", &[], 1),
+        (json!({}), None, "", "alice", &[], 0),
+    ] {
+        let (subject, requests) = signed_in(id.clone(), told, more).await;
+        let subject = subject.unwrap();
+        assert_eq!(
+            (subject.person().user.as_str(), subject.groups(), requests),
+            (user, &text(groups)[..], asked),
+            "{id} {more}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn nobody_signs_in_by_what_is_said_of_somebody_else_or_cannot_be_asked() {
+    for told in [
+        json!({"sub": "bob", "groups": ["ops"]}),
+        json!({"groups": ["ops"]}),
+        json!({"sub": ["alice"], "groups": ["ops"]}),
+        json!({"sub": "alice", "groups": [1]}),
+    ] {
+        assert!(is_invalid(&signed_in(json!({}), Some((200, told.clone())), "").await.0), "{told}");
+    }
+    for (status, told) in [(500, json!({})), (401, json!({})), (302, json!({})), (200, json!([])), (200, json!("x"))] {
+        let (result, _) = signed_in(json!({}), Some((status, told)), "").await;
+        assert!(matches!(result, Err(IdentityError::Unavailable { .. })), "{status}");
+    }
+}
+
+fn text(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
 #[tokio::test]
 async fn a_short_rsa_key_signs_nothing() {
     // 1024 bits cannot even be made here; a modulus of that length is published instead.
@@ -703,6 +788,8 @@ fn configuration_errors_name_the_key() {
         (good, "introspection = true"),
         (good, "introspection = true\nclient_id = 'obo'"),
         (good, "scopes = ['offline_access']"),
+        (good, "client_id = 'a'\nsign_in_scopes = ['offline_access']"),
+        (good, "sign_in_scopes = ['groups']"),
         (
             good,
             "introspection = true\nclient_id = 'a'\nclient_secret = 'b'\n[[issuer]]\nname = 'two'\n\

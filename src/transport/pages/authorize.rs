@@ -134,6 +134,7 @@ impl Visit {
             (Ok(_), None) | (Err(Refusal::Bad { back: Some(_), .. }), None) => Look::SignIn,
             (Err(Refusal::Bad { text, back }), _) => no(refused(&text, back.as_deref())),
             (Err(Refusal::Unavailable(text)), _) => {
+                let text = format!("{text} Nothing was allowed. Try again in a while, or tell whoever makes the app.");
                 no(message(StatusCode::BAD_GATEWAY, "bad", "This app cannot be looked up", &text, None))
             }
             (Err(Refusal::Failed(failure)), _) => no(unavailable(&failure)),

@@ -171,7 +171,7 @@ async fn t7_nobody_is_sent_anywhere_but_to_an_address_of_the_client() {
                 heard.refused(&after, 400);
                 let link = format!("{}?error=", world.evil.redirect_uri);
                 assert!(after.text.contains(&link) && after.text.contains("rel=\"noreferrer\""), "{}", after.text);
-                assert!(after.text.contains(">evil.example<"), "it says where: {}", after.text);
+                assert!(after.text.contains("Go back to evil.example<"), "it says where: {}", after.text);
                 assert_eq!(world.codes().await, codes);
                 heard
             })

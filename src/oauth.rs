@@ -15,7 +15,7 @@ use oauth2::{
 };
 use url::Url;
 
-use crate::catalog::provider::{AccountMethod, ClientAuth};
+use crate::catalog::provider::{AccountManifest, AccountMethod, ClientAuth};
 use crate::catalog::{Provider, ProviderClient};
 use crate::egress::{Answer, Egress, EgressError, Limits, json};
 use crate::secret::Secret;
@@ -216,16 +216,25 @@ impl Oauth {
     /// # Errors
     /// See [`OauthError`].
     pub async fn account(&self, provider: &Provider, access_token: &Secret) -> Result<Account, OauthError> {
-        let method = match provider.account.method {
-            AccountMethod::Get => Method::GET,
-            AccountMethod::Post => Method::POST,
+        let AccountManifest { method, url, body, .. } = &provider.account;
+        let request = match method {
+            AccountMethod::Get => self.egress.request(Method::GET, url.clone()),
+            AccountMethod::Post | AccountMethod::Introspect => self.egress.request(Method::POST, url.clone()),
         };
-        let mut request = self.egress.request(method.clone(), provider.account.url.clone());
-        request = request.header(ACCEPT, "application/json").header(AUTHORIZATION, bearer(access_token)?);
-        if method == Method::POST {
+        let request = request.header(ACCEPT, "application/json");
+        let request = match (method, body) {
+            (AccountMethod::Get, _) => request.header(AUTHORIZATION, bearer(access_token)?),
+            (AccountMethod::Post, Some(body)) => request
+                .header(AUTHORIZATION, bearer(access_token)?)
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.clone()),
             // Some servers answer 411 without a length. No content type: an empty body is not JSON.
-            request = request.header(CONTENT_LENGTH, "0");
-        }
+            (AccountMethod::Post, None) => {
+                request.header(AUTHORIZATION, bearer(access_token)?).header(CONTENT_LENGTH, "0")
+            }
+            (AccountMethod::Introspect, _) => revocation::with_token(request, provider, access_token)
+                .ok_or_else(|| OauthError::InvalidClient("not_configured".to_owned()))?,
+        };
         let answer = self.egress.send(request, self.limits).await.map_err(no_answer)?;
         match answer.status.as_u16() {
             200..=299 => {}

@@ -141,6 +141,8 @@ pub enum RevokeStyle {
     Form,
     /// A POST with the token as bearer.
     Bearer,
+    /// GitHub's: DELETE of `url/{client_id}/grant`, the token as JSON, the client's credentials as HTTP Basic.
+    ApplicationGrant,
 }
 
 /// How to learn which account was connected.
@@ -152,6 +154,9 @@ pub struct AccountManifest {
     pub method: AccountMethod,
     /// Where to ask, with the new access token.
     pub url: Url,
+    /// The JSON body of a POST, as text. Without it the body is empty.
+    #[serde(default)]
+    pub body: Option<String>,
     /// A jq program over the answer: an id that never changes and is never given to another account.
     pub key: String,
     /// A jq program over the answer: what a person knows the account by.
@@ -165,8 +170,10 @@ pub enum AccountMethod {
     /// GET.
     #[default]
     Get,
-    /// POST with an empty body.
+    /// POST.
     Post,
+    /// Token introspection (RFC 7662 §2.1): the token and the client's credentials as a form.
+    Introspect,
 }
 
 /// jq programs over `{status, headers, body}` of an API answer (header names in lower case). Each but the last two
@@ -239,6 +246,15 @@ impl ProviderManifest {
                     format!("the server {key} has a query"),
                     "write its scheme, host and path",
                 ));
+            }
+        }
+        if let Some(body) = &self.account.body {
+            let wrong = |reason: &str, mend: &str| Err(Finding::at("body", reason.to_owned(), mend));
+            if self.account.method != AccountMethod::Post {
+                return wrong("a GET request has no body", "write method = \"POST\", or leave the body out");
+            }
+            if serde_json::from_str::<serde::de::IgnoredAny>(body).is_err() {
+                return wrong("the body is not JSON", "write it as '{\"key\": \"value\"}'");
             }
         }
         if self.name.trim().is_empty() || self.name.chars().any(char::is_control) {
@@ -390,6 +406,21 @@ mod tests {
         ] {
             assert_eq!(check_url(&url.parse().unwrap()).is_ok(), good, "{url}");
         }
+    }
+
+    #[test]
+    fn a_body_to_ask_for_the_account_is_json_and_posted() {
+        let check = |account: &str| {
+            let manifest = format!(
+                "id = \"x\"\nname = \"X\"\nservers = {{}}\n[oauth]\nauthorize_url = \"https://a.example\"\n\
+                 token_url = \"https://a.example\"\n[account]\nurl = \"https://a.example\"\nkey = \".\"\n\
+                 label = \".\"\n{account}"
+            );
+            crate::catalog::parse_provider_manifest(&manifest).unwrap().check().map_err(|finding| finding.reason)
+        };
+        assert_eq!(check("method = \"POST\"\nbody = '{\"query\": \"{viewer{id}}\"}'"), Ok(()));
+        assert_eq!(check("body = '{}'").unwrap_err(), "a GET request has no body");
+        assert_eq!(check("method = \"POST\"\nbody = '{viewer}'").unwrap_err(), "the body is not JSON");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Method};
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::{Revocation, bearer};
@@ -26,14 +26,25 @@ pub(super) fn request(
     manifest: &RevokeManifest,
     token: &Secret,
 ) -> Option<reqwest::RequestBuilder> {
+    if manifest.style == RevokeStyle::ApplicationGrant {
+        return application_grant(egress, provider, manifest, token);
+    }
     let request = egress.request(Method::POST, manifest.url.clone()).header(ACCEPT, "application/json");
     if manifest.style == RevokeStyle::Bearer {
         return Some(request.header(AUTHORIZATION, bearer(token).ok()?).header(CONTENT_LENGTH, "0"));
     }
+    with_token(request, provider, token)
+}
+
+/// A form with the token and the client's credentials, given as at the token endpoint (RFC 7009 §2.1, RFC 7662 §2.1).
+pub(super) fn with_token(
+    request: reqwest::RequestBuilder,
+    provider: &Provider,
+    token: &Secret,
+) -> Option<reqwest::RequestBuilder> {
     let client = provider.client.as_ref()?;
     let mut form = form_urlencoded::Serializer::new(String::new());
     form.append_pair("token", token.expose());
-    // RFC 7009 §2.1: the client authenticates as it does at the token endpoint.
     let credentials = match (&client.secret, provider.oauth.client_auth) {
         (Some(secret), ClientAuth::Basic) => Some(basic(&client.id, secret)?),
         (secret, _) => {
@@ -51,6 +62,22 @@ pub(super) fn request(
     })
 }
 
+/// Ends all that a person allowed the client (GitHub's REST API, "Delete an app authorization").
+fn application_grant(
+    egress: &Egress,
+    provider: &Provider,
+    manifest: &RevokeManifest,
+    token: &Secret,
+) -> Option<reqwest::RequestBuilder> {
+    let client = provider.client.as_ref()?;
+    let mut url = manifest.url.clone();
+    url.path_segments_mut().ok()?.pop_if_empty().extend([client.id.as_str(), "grant"]);
+    let body = json!({"access_token": token.expose()}).to_string();
+    let request = egress.request(Method::DELETE, url).header(ACCEPT, "application/json");
+    let request = request.header(AUTHORIZATION, basic(&client.id, client.secret.as_ref()?)?);
+    Some(request.header(CONTENT_TYPE, "application/json").body(body))
+}
+
 /// What the answer means.
 pub(super) fn outcome(style: RevokeStyle, answer: &Answer) -> Revocation {
     let body = json::parse(&answer.body).unwrap_or(Value::Null);
@@ -65,6 +92,9 @@ pub(super) fn outcome(style: RevokeStyle, answer: &Answer) -> Revocation {
         (200..=299, _) if !denied => Revocation::Revoked,
         // The token was its own credential, and is not accepted any more.
         (401, RevokeStyle::Bearer) => Revocation::Revoked,
+        // It is no access token of the client's any more, or a refresh token, which ends with the grant. Credentials that
+        // are not accepted are answered with 404.
+        (422, RevokeStyle::ApplicationGrant) => Revocation::Revoked,
         _ => Revocation::Failed,
     }
 }

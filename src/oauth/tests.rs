@@ -321,6 +321,35 @@ async fn tokens_are_given_back_in_the_provider_s_way() {
 }
 
 #[tokio::test]
+async fn a_grant_is_ended_with_the_client_s_credentials() {
+    let stub = Stub::start(|asked| match asked.body.as_str() {
+        r#"{"access_token":"good"}"# => Reply::Whole(204, "text/plain", Vec::new()),
+        r#"{"access_token":"gone"}"# => Reply::json(422, r#"{"message":"Validation Failed"}"#),
+        _ => Reply::json(404, r#"{"message":"Not Found"}"#),
+    })
+    .await;
+    let oauth = oauth(&stub);
+    for path in ["/applications", "/applications/"] {
+        let revoke = format!("revoke = {{ url = '{}', style = 'application_grant' }}", stub.url(path));
+        let ending = provider(&stub.url("/"), &revoke);
+        for (token, expected) in
+            [("good", Revocation::Revoked), ("gone", Revocation::Revoked), ("other", Revocation::Failed)]
+        {
+            assert_eq!(oauth.revoke(&ending, &Secret::new(token)).await, expected, "{token}");
+        }
+        // Without a secret there is nothing to show for it.
+        let public = provider_with(&stub.url("/"), &revoke, Some(("the client", None)));
+        assert_eq!(oauth.revoke(&public, &Secret::new("good")).await, Revocation::Failed);
+    }
+    let asked = stub.asked();
+    assert_eq!(asked.len(), 6);
+    for asked in &asked {
+        assert!(asked.head.starts_with("DELETE /applications/the%20client/grant "), "{}", asked.head);
+        assert_eq!(asked.header("authorization"), Some("Basic dGhlK2NsaWVudDpzM2NyZXQlM0ElMkYlMjY="));
+    }
+}
+
+#[tokio::test]
 async fn the_account_is_asked_for_with_the_new_token() {
     let stub = Stub::start(|asked| match asked.header("authorization").unwrap() {
         "Bearer good" => Reply::json(200, r#"{"id":"42","email":"alice@example.com"}"#),
@@ -341,6 +370,11 @@ async fn the_account_is_asked_for_with_the_new_token() {
     provider.account.method = crate::catalog::provider::AccountMethod::Post;
     assert_eq!(oauth.account(&provider, &Secret::new("good")).await.unwrap(), alice);
     assert!(stub.asked()[1].head.starts_with("POST /me ") && stub.asked()[1].header("content-length") == Some("0"));
+    provider.account.body = Some(r#"{"query":"{viewer{id}}"}"#.to_owned());
+    assert_eq!(oauth.account(&provider, &Secret::new("good")).await.unwrap(), alice);
+    let with_body = &stub.asked()[2];
+    assert_eq!(with_body.header("content-type"), Some("application/json"));
+    assert_eq!(with_body.body, r#"{"query":"{viewer{id}}"}"#);
     for (token, code) in [
         ("empty", "no_account"),
         ("ugly", "no_account"),
@@ -354,6 +388,25 @@ async fn the_account_is_asked_for_with_the_new_token() {
     }
     let error = oauth.account(&provider, &Secret::new("dead")).await.unwrap_err();
     assert!(matches!(error, OauthError::Refused(code) if code == "status_401"));
+}
+
+#[tokio::test]
+async fn the_account_is_learnt_by_introspection() {
+    let stub = Stub::start(|asked| match asked.body.starts_with("token=good&") {
+        true => Reply::json(200, r#"{"active":true,"token":"good","id":42,"email":"alice@example.com"}"#),
+        false => Reply::json(200, r#"{"active":false}"#),
+    })
+    .await;
+    let oauth = oauth(&stub);
+    let mut provider = provider(&stub.url("/"), "");
+    provider.account.method = crate::catalog::provider::AccountMethod::Introspect;
+    let alice = Account { key: "42".to_owned(), label: "alice@example.com".to_owned() };
+    assert_eq!(oauth.account(&provider, &Secret::new("good")).await.unwrap(), alice);
+    let asked = &stub.asked()[0];
+    assert!(asked.head.starts_with("POST /me ") && asked.header("authorization").is_none(), "{}", asked.head);
+    assert_eq!(asked.body, "token=good&client_id=the+client&client_secret=s3cret%3A%2F%26");
+    let error = oauth.account(&provider, &Secret::new("other")).await.unwrap_err();
+    assert!(matches!(error, OauthError::Unavailable(code) if code == "no_account"));
 }
 
 #[tokio::test]

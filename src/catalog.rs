@@ -586,6 +586,11 @@ pub(crate) mod tests {
             ("{ url_hosts = '.opt' }", "{ url_hosts = '.', count = '.' }", "exactly one kind"),
             ("method = \"GET\"", "method = \"GET\"\nqueri.x = '.'", "unknown key"),
             ("effect = \"read\"", "effect = \"reed\"", "unknown variant"),
+            (
+                "[request]\n        method = \"GET\"",
+                "[[step]]\nreads = true\n[step.request]\nmethod = \"PATCH\"",
+                "a step that reads",
+            ),
         ] {
             assert!(TOOL.contains(from), "{from}");
             let finding = try_tool(&TOOL.replacen(from, to, 1)).err().unwrap_or_else(|| panic!("{to} was accepted"));

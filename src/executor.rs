@@ -247,9 +247,10 @@ impl<'a> Run<'a> {
         Ok(value)
     }
 
-    /// Whether a request of a step may change something: not in a tool that reads, and not with GET (RFC 9110 §9.2.1).
+    /// Whether a request of a step may change something: not in a tool that reads, not with GET (RFC 9110 §9.2.1), and not
+    /// where the manifest says that it only asks.
     fn writes(&self, step: &Step) -> bool {
-        self.tool.effect != Effect::Read && step.request.method != http::Method::GET
+        self.tool.effect != Effect::Read && step.request.method != http::Method::GET && !step.reads
     }
 
     fn circumstances(&self, writes: bool) -> Circumstances {

@@ -46,6 +46,8 @@ pub struct Step {
     pub bind: Option<String>,
     /// Yields the elements to run it over.
     pub each: Option<Program>,
+    /// Whether the manifest says that it changes nothing.
+    pub reads: bool,
     /// What is asked.
     pub request: Request,
 }
@@ -223,7 +225,7 @@ pub(super) fn compile_steps(
     let single;
     let steps = match (&manifest.request, manifest.step.as_slice()) {
         (Some(request), []) => {
-            single = [StepManifest { bind: None, each: None, request: request.clone() }];
+            single = [StepManifest { bind: None, each: None, reads: false, request: request.clone() }];
             &single[..]
         }
         (None, []) => return Err(Finding::at("request", "there is no request".into(), "add [request] or [[step]]")),
@@ -241,6 +243,11 @@ pub(super) fn compile_steps(
         let names: Vec<&str> = bound.iter().map(String::as_str).collect();
         let each = step.each.as_deref().map(|source| program("each", source, &names)).transpose()?;
         let request = compile_request(&step.request, provider, &names, each.is_some(), known)?;
+        // The others change things by definition (RFC 9110 §9.3, RFC 5789).
+        if step.reads && !matches!(step.request.method, tool::Method::Get | tool::Method::Post) {
+            let reason = "a step that reads makes a PUT, PATCH or DELETE request".to_owned();
+            return Err(Finding::at("reads", reason, "leave it out"));
+        }
         let bind = step.bind.as_ref().map(|name| format!("${name}"));
         if let (Some(name), Some(bind)) = (&step.bind, &bind) {
             if !is_identifier(name) || name == "item" || bound.contains(bind) {
@@ -249,7 +256,7 @@ pub(super) fn compile_steps(
             }
             bound.push(bind.clone());
         }
-        compiled.push(Step { bind, each, request });
+        compiled.push(Step { bind, each, reads: step.reads, request });
     }
     Ok((compiled, bound))
 }

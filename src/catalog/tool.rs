@@ -58,6 +58,10 @@ pub struct StepManifest {
     /// which programs of the request read as `$item` and its URL as `{item}`.
     #[serde(default)]
     pub each: Option<String>,
+    /// Whether the request changes nothing although the tool does: a query by POST, before the change. GET requests are
+    /// taken to change nothing without it.
+    #[serde(default)]
+    pub reads: bool,
     /// The request.
     pub request: RequestManifest,
 }

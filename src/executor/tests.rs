@@ -297,11 +297,19 @@ async fn silence_means_something_else_for_writes() {
 }
 
 fn two_steps(effect: &str) -> Arc<Tool> {
+    two_steps_with(effect, "")
+}
+
+/// Two steps, the first of them with `more`.
+fn two_steps_with(effect: &str, more: &str) -> Arc<Tool> {
     manifest(
         effect,
-        "[[step]]\nbind = \"first\"\n[step.request]\nmethod = \"POST\"\nurl = \"{api}/a\"\nbody = '{id}'\n\
-         [[step]]\n[step.request]\nmethod = \"POST\"\nurl = \"{api}/b\"\nbody = '{of: $first.id}'\n\
-         [response]\nvalue = '{first: $first.id, second: .id}'\n",
+        &format!(
+            "[[step]]\nbind = \"first\"\n{more}\n[step.request]\nmethod = \"POST\"\nurl = \"{{api}}/a\"\n\
+             body = '{{id}}'\n[[step]]\n[step.request]\nmethod = \"POST\"\nurl = \"{{api}}/b\"\n\
+             body = 'if $first.id == 0 then error(\"no such thing\") else {{of: $first.id}} end'\n\
+             [response]\nvalue = '{{first: $first.id, second: .id}}'\n"
+        ),
     )
 }
 
@@ -323,6 +331,27 @@ async fn a_call_that_changed_something_is_not_to_be_repeated() {
     let limited = run_with(&two_steps("write"), json!({}), &with(answer(429, &[], ""))).await;
     let Err(RunError::Failed(limited)) = limited else { panic!() };
     assert!(!limited.can_retry && limited.message.contains("was done already"), "{}", limited.message);
+}
+
+#[tokio::test]
+async fn a_step_that_only_asks_has_changed_nothing() {
+    let tool = two_steps_with("write", "reads = true");
+    let with = |first: u8, second: Result<Answer, EgressError>| Script::of([json_answer(json!({"id": first})), second]);
+    let rejected = run_with(&tool, json!({}), &with(1, answer(401, &[], ""))).await;
+    assert!(matches!(rejected, Err(RunError::TokenRejected { may_repeat: true })));
+    let Err(RunError::Failed(limited)) = run_with(&tool, json!({}), &with(1, answer(429, &[], ""))).await else {
+        panic!()
+    };
+    assert!(limited.can_retry && !limited.message.contains("was done already"), "{}", limited.message);
+    // Nothing is there to change: what the program says is all that is said.
+    let Err(RunError::Failed(unknown)) = run_with(&tool, json!({}), &with(0, answer(200, &[], ""))).await else {
+        panic!()
+    };
+    assert_eq!((unknown.code, unknown.message.as_str()), (Code::InvalidArguments, "no such thing"));
+    // The step that changes is still one: its silence is not nothing.
+    let silent = with(1, Err(EgressError::Timeout("api.example.com".to_owned())));
+    let Err(RunError::Failed(silent)) = run_with(&tool, json!({}), &silent).await else { panic!() };
+    assert_eq!(silent.code, Code::OutcomeUnknown);
 }
 
 fn each(effect: &str, method: &str) -> Arc<Tool> {

@@ -399,6 +399,8 @@ pub struct Catalog {
     aliases: HashMap<String, ToolName>,
     providers: BTreeMap<ProviderId, Arc<Provider>>,
     known: BTreeMap<ToolName, Arc<Tool>>,
+    /// Built-in tools whose provider has no client: nobody can call them, so they are not compiled.
+    idle: BTreeMap<ToolName, Arc<Provider>>,
     problems: Vec<Problem>,
 }
 
@@ -414,9 +416,16 @@ impl Catalog {
         self.tools.values()
     }
 
-    /// All tools, the enabled and the others, in the order of their names. For the operator's commands only.
+    /// All tools that were loaded, the enabled and the others, in the order of their names. For the operator's commands
+    /// only. Built-in tools are loaded where their provider has a client.
     pub fn known_tools(&self) -> impl Iterator<Item = &Arc<Tool>> {
         self.known.values()
+    }
+
+    /// The provider that a built-in tool, by either spelling of its name, waits for a client of. For the operator's
+    /// commands only.
+    pub fn waits_for(&self, name: &str) -> Option<&Arc<Provider>> {
+        self.idle.iter().find(|(idle, _)| idle.as_str() == name || idle.underscored() == name).map(|(_, of)| of)
     }
 
     /// All providers, with and without a client.

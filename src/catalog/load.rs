@@ -1,5 +1,6 @@
 //! Reads manifests: those compiled in, then those of the operator's folders, which may replace them.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs;
@@ -162,6 +163,8 @@ struct Source {
     name: String,
     built_in: bool,
     text: Result<String, String>,
+    /// What [`Source::claimed_name`] found: it is asked often, and reading the text takes long.
+    claimed: OnceCell<Option<ToolName>>,
 }
 
 impl Source {
@@ -178,17 +181,24 @@ impl Source {
     }
 
     /// The tool's name, as far as it can be told of a file that may be broken.
-    fn claimed_name(&self) -> Option<ToolName> {
+    fn claimed_name(&self) -> Option<&ToolName> {
+        self.claimed.get_or_init(|| self.look_for_name()).as_ref()
+    }
+
+    fn look_for_name(&self) -> Option<ToolName> {
         let text = self.text.as_deref().ok()?;
-        let value = match toml::from_str::<Value>(text) {
-            Ok(value) => value.get("name")?.as_str()?.to_owned(),
-            Err(_) => {
-                let line =
-                    text.lines().find_map(|line| line.trim().strip_prefix("name")?.trim_start().strip_prefix('='))?;
-                line.trim().trim_matches(['"', '\'']).to_owned()
-            }
+        let in_its_line = || {
+            let mut lines = text.lines();
+            let value = lines.find_map(|line| line.trim().strip_prefix("name")?.trim_start().strip_prefix('='))?;
+            Some(value.trim().trim_matches(['"', '\'']).to_owned())
         };
-        value.parse().ok()
+        // Those compiled in begin with it.
+        let name = if self.built_in { in_its_line() } else { None };
+        let name = name.or_else(|| match toml::from_str::<Value>(text) {
+            Ok(value) => Some(value.get("name")?.as_str()?.to_owned()),
+            Err(_) => in_its_line(),
+        });
+        name?.parse().ok()
     }
 }
 
@@ -210,17 +220,17 @@ impl Catalog {
             read_folder(dir, &mut sources, &mut problems).map_err(|reason| format!("tools.dirs: {reason}"))?;
         }
         let loaded = load_providers(&sources, providers, &mut problems)?;
-        let mut known = load_tools(&sources, &loaded, &mut problems);
+        let (mut known, idle) = load_tools(&sources, &loaded, &mut problems);
         for tool in own::tools(&offered(config, &known))? {
             known.insert(tool.name.clone(), Arc::new(tool));
         }
-        let tools = enabled(config, &known, &mut problems);
+        let tools = enabled(config, &known, &idle, &mut problems);
         let mut aliases = HashMap::new();
         for name in tools.keys() {
             aliases.insert(name.as_str().to_owned(), name.clone());
             aliases.insert(name.underscored(), name.clone());
         }
-        Ok(Self { tools, aliases, providers: loaded, known, problems })
+        Ok(Self { tools, aliases, providers: loaded, known, idle, problems })
     }
 }
 
@@ -237,6 +247,7 @@ fn built_in() -> Vec<Source> {
                 name: part(file.path().file_name()),
                 built_in: true,
                 text: file.contents_utf8().map(str::to_owned).ok_or_else(|| "it is not UTF-8".to_owned()),
+                claimed: OnceCell::new(),
             });
         }
     }
@@ -274,6 +285,7 @@ fn read_folder(dir: &Path, sources: &mut Vec<Source>, problems: &mut Vec<Problem
                 name: name(&file),
                 built_in: false,
                 text: read(&file),
+                claimed: OnceCell::new(),
             });
         }
     }
@@ -340,11 +352,12 @@ fn load_providers(
     Ok(loaded)
 }
 
+/// The tools, and the names of those that are left as they are until their provider has a client.
 fn load_tools(
     sources: &[Source],
     providers: &BTreeMap<ProviderId, Arc<Provider>>,
     problems: &mut Vec<Problem>,
-) -> BTreeMap<ToolName, Arc<Tool>> {
+) -> (BTreeMap<ToolName, Arc<Tool>>, BTreeMap<ToolName, Arc<Provider>>) {
     let tools: Vec<&Source> = sources.iter().filter(|source| source.name != PROVIDER_FILE).collect();
     // Names that differ in case alone would be one and the same to people, and to some clients.
     let mut claims: BTreeMap<String, Vec<&Source>> = BTreeMap::new();
@@ -361,7 +374,7 @@ fn load_tools(
         });
         source.built_in && (claimed || tools.iter().any(same_file))
     };
-    let mut loaded = BTreeMap::new();
+    let (mut loaded, mut idle) = (BTreeMap::new(), BTreeMap::new());
     for source in &tools {
         if source.claimed_name().is_some_and(|name| name.toolkit().eq_ignore_ascii_case(OWN_TOOLKIT)) {
             let reason = format!("the tools of {OWN_TOOLKIT} are obo's own");
@@ -392,6 +405,12 @@ fn load_tools(
             }
             continue;
         };
+        // Most people use a few of the built-in providers, and every process would pay for all of them. An operator's own
+        // files are read all the same: what is wrong with them should be known before there is a client.
+        if let (true, None, Some(name)) = (source.built_in, &provider.client, source.claimed_name()) {
+            idle.insert(name.clone(), Arc::clone(provider));
+            continue;
+        }
         let tool = source
             .text()
             .and_then(parse_tool_manifest)
@@ -403,7 +422,7 @@ fn load_tools(
             Err(findings) => problems.extend(findings.into_iter().map(|finding| source.problem(finding))),
         }
     }
-    loaded
+    (loaded, idle)
 }
 
 /// The providers that have a tool which is offered, with their names.
@@ -420,6 +439,7 @@ fn offered(config: &ToolsConfig, known: &BTreeMap<ToolName, Arc<Tool>>) -> BTree
 fn enabled(
     config: &ToolsConfig,
     known: &BTreeMap<ToolName, Arc<Tool>>,
+    idle: &BTreeMap<ToolName, Arc<Provider>>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<ToolName, Arc<Tool>> {
     let can_connect = !offered(config, known).is_empty();
@@ -456,9 +476,14 @@ fn enabled(
                 nothing_to_connect = true;
             }
         }
+        for (_, provider) in idle.iter().filter(|(name, _)| matches_pattern(pattern, name)) {
+            matched = true;
+            without_client.insert(provider.id.as_str(), pattern);
+        }
         if !matched {
-            let toolkits = known.keys().map(|name| format!("{}.*", name.toolkit()));
-            let names: Vec<String> = known.keys().map(ToString::to_string).chain(toolkits).collect();
+            let all = || known.keys().chain(idle.keys());
+            let toolkits = all().map(|name| format!("{}.*", name.toolkit()));
+            let names: Vec<String> = all().map(ToString::to_string).chain(toolkits).collect();
             let mend = match nearest(pattern, names.iter().map(String::as_str)) {
                 Some(nearest) => format!("did you mean {nearest:?}?"),
                 None => "write Toolkit.Verb or Toolkit.*; `obo tools list` shows them".to_owned(),
@@ -719,7 +744,11 @@ mod tests {
     fn tools_of_providers_without_a_client_are_known_but_not_offered() {
         let catalog = Catalog::load(&ToolsConfig::default(), &configs(&["slack"])).unwrap();
         assert_eq!(names(&catalog), ["Slack.ListChannels", "Slack.PostMessage"]);
-        assert_eq!(catalog.known_tools().filter(|tool| tool.api().is_some()).count(), 6);
+        assert!(!catalog.known_tools().any(|tool| tool.name.toolkit() == "Google"), "and not compiled");
+        for name in ["Google.SendEmail", "Google_SendEmail"] {
+            assert_eq!(catalog.waits_for(name).unwrap().id.as_str(), "google");
+        }
+        assert!(catalog.waits_for("Slack.PostMessage").is_none() && catalog.waits_for("Google.Nothing").is_none());
         assert!(catalog.find("Google.SendEmail").is_none());
         assert!(catalog.provider("google").unwrap().client.is_none());
     }

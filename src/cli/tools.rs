@@ -73,6 +73,9 @@ fn nothing_offered(catalog: &Catalog) -> &'static str {
 
 /// Why a tool cannot be had, and what to do about it. For the operator: whoever else asks is told nothing of this.
 pub(super) fn not_offered(catalog: &Catalog, name: &str) -> Exit {
+    if let Some(provider) = catalog.waits_for(name) {
+        return Exit { code: 64, text: super::providers::no_client(provider) };
+    }
     let known = catalog.known_tools().find(|tool| tool.name.as_str() == name || tool.name.underscored() == name);
     if let Some(tool) = known {
         return match tool.api().filter(|api| api.provider.client.is_none()) {

@@ -236,8 +236,17 @@ async fn a_link_for_one_account_hints_at_it() {
     let catalog = Catalog::load(&ToolsConfig::default(), &Default::default()).unwrap();
     let hints: Vec<(&str, Option<&str>)> =
         catalog.providers().map(|one| (one.id.as_str(), one.oauth.login_hint_param.as_deref())).collect();
-    // Slack has none: its links name a workspace at most.
-    assert_eq!(hints, [("google", Some("login_hint")), ("slack", None)]);
+    // Slack and others have none: their links name a workspace at most.
+    let expected = [
+        ("github", Some("login")),
+        ("google", Some("login_hint")),
+        ("hubspot", None),
+        ("linear", None),
+        ("microsoft", Some("login_hint")),
+        ("salesforce", Some("login_hint")),
+        ("slack", None),
+    ];
+    assert_eq!(hints, expected);
 
     let obo = with_two_accounts().await;
     let alice = obo.client("alice").await;

@@ -13,6 +13,7 @@ mod support;
 mod accounts;
 mod applications;
 mod authorization_server;
+mod built_in_providers;
 mod cli;
 mod confirm;
 mod consent;

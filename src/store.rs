@@ -41,6 +41,48 @@ pub enum Table {
     ClientSession = 13,
     /// An access token of such a client.
     ClientToken = 14,
+    /// Somebody who has connections: the name behind the owner of their grants.
+    Person = 15,
+}
+
+impl Table {
+    /// Every table, in the order of the numbers.
+    pub const ALL: [Self; 14] = [
+        Self::Meta,
+        Self::DataKey,
+        Self::Grant,
+        Self::Flow,
+        Self::Session,
+        Self::Token,
+        Self::Application,
+        Self::AuditHead,
+        Self::Login,
+        Self::ApplicationUse,
+        Self::AuthorizationCode,
+        Self::ClientSession,
+        Self::ClientToken,
+        Self::Person,
+    ];
+
+    /// In words, for the operator: what several of its records are.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Meta => "facts about the vault",
+            Self::DataKey => "data keys",
+            Self::Grant => "connections",
+            Self::Flow => "consent flows",
+            Self::Session => "browser sessions",
+            Self::Token => "tokens",
+            Self::Application => "applications",
+            Self::AuditHead => "audit heads",
+            Self::Login => "sign-ins under way",
+            Self::ApplicationUse => "uses of applications",
+            Self::AuthorizationCode => "authorization codes",
+            Self::ClientSession => "clients",
+            Self::ClientToken => "tokens of clients",
+            Self::Person => "people",
+        }
+    }
 }
 
 /// The key of a record: a hash, so that it tells nothing about what it names.

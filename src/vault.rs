@@ -1,6 +1,6 @@
 //! The person's tokens: sealed at rest, refreshed when they must be, handed out only for their owner.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use crate::catalog::Provider;
 use crate::clock::SharedClock;
 use crate::failure::Failure;
 use crate::id::{Person, ProviderId};
-use crate::keys::Keys;
+use crate::keys::{Context, Keys, OpenKeys};
 use crate::oauth::{Account, Oauth, Revocation, TokenAnswer};
-use crate::secret::AccessToken;
-use crate::store::Store;
+use crate::secret::{AccessToken, SecretBytes};
+use crate::store::{RecordKey, Store, Table};
 
 mod head;
+mod people;
 mod refresh;
 mod safe;
 mod upstream;
@@ -195,6 +196,15 @@ impl Vault {
         self.safe.prefer(grant, after).await
     }
 
+    /// Everybody who has connections, by the owner of their grants. A listing that does not open is left out: its
+    /// person's grants are then found without a name.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn people(&self) -> Result<HashMap<RecordKey, Person>, Failure> {
+        self.safe.people().await
+    }
+
     /// Tells `observer` of every refresh that ended: the audit cannot be called from here.
     #[must_use]
     pub fn with_observer(self, observer: Observer) -> Self {
@@ -207,6 +217,22 @@ impl Vault {
     pub async fn drain(&self, within: Duration) {
         self.safe.drain(within).await;
     }
+}
+
+/// What a person's grant is sealed for. A grant opens for its own person and record only. The record's key is a MAC over
+/// person, provider and account, so it stands for all of them, also where a listing does not know the last two yet.
+pub fn context(person: &Person, key: &RecordKey) -> Context {
+    person.parts().into_iter().fold(Context::of(Table::Grant), Context::with).with(key)
+}
+
+/// What a person's grants are found by.
+pub fn owner(keys: &OpenKeys, person: &Person) -> RecordKey {
+    people::owner(keys, person)
+}
+
+/// Whether a grant can be used, from its unsealed body. None: the body does not read.
+pub fn status_of(body: &SecretBytes) -> Option<GrantStatus> {
+    head::Head::from_bytes(body.expose()).ok().map(|head| head.status)
 }
 
 #[cfg(test)]

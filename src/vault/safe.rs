@@ -8,14 +8,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
-use super::Grant;
 use super::head::Head;
+use super::people;
 use super::refresh::{Cooling, Flights};
 use super::upstream::{Terms, Upstream};
+use super::{Grant, context};
 use crate::clock::{SharedClock, later};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId};
-use crate::keys::{Context, Keys, OpenKeys};
+use crate::keys::{Keys, OpenKeys};
 use crate::oauth::{Account, Revocation, TokenAnswer};
 use crate::store::{Lease, Record, RecordKey, Store, StoreError, Table, Write};
 
@@ -88,7 +89,7 @@ impl Safe {
 
     pub(super) async fn grants(&self, person: &Person) -> Result<Vec<Grant>, Failure> {
         let keys = self.keys.open().await?;
-        let owner = keys.record_key(Table::Grant, &person.parts());
+        let owner = people::owner(&keys, person);
         let mut grants = Vec::new();
         for record in self.store.owned(Table::Grant, &owner).await.map_err(unavailable)? {
             match unseal(&keys, person, &record).await {
@@ -190,7 +191,8 @@ impl Safe {
             };
             loop {
                 let delete = Write::Delete { table: Table::Grant, key, generation: stored.generation };
-                match safe.store.apply(vec![delete]).await {
+                let writes = [Some(delete), safe.unlisting(&keys, &person, &key).await?];
+                match safe.store.apply(writes.into_iter().flatten().collect()).await {
                     Ok(()) => {
                         safe.warm(&key);
                         return Ok(revocation);
@@ -280,13 +282,14 @@ impl Safe {
         let record = Record {
             table: Table::Grant,
             key: *key,
-            owner: keys.record_key(Table::Grant, &head.person.parts()),
+            owner: people::owner(keys, &head.person),
             generation: replaces.unwrap_or_default(),
             expires_at: None,
             sealed,
         };
         let write = if replaces.is_some() { Write::Replace(record) } else { Write::Insert(record) };
-        match self.store.apply(vec![write]).await {
+        let listing = people::listing(keys, &head.person).await.map_err(|error| WriteError::Failed(error.into()))?;
+        match self.store.apply(vec![write, listing]).await {
             Ok(()) => Ok(replaces.unwrap_or_default() + 1),
             Err(StoreError::Conflict) => Err(WriteError::Conflict),
             Err(error) => Err(WriteError::Failed(unavailable(error))),
@@ -311,12 +314,6 @@ pub(super) fn key_of(keys: &OpenKeys, person: &Person, provider: &ProviderId, ac
 /// A failure of the store, as a caller may read it.
 pub(super) fn unavailable(error: StoreError) -> Failure {
     Failure::new(Code::VaultUnavailable, "obo cannot read or write its vault now; try again in a moment").because(error)
-}
-
-/// A grant opens for its own person and record only. The record's key is a MAC over person, provider and account, so
-/// it stands for all of them, also where a listing does not know the last two yet.
-fn context(person: &Person, key: &RecordKey) -> Context {
-    person.parts().into_iter().fold(Context::of(Table::Grant), Context::with).with(key)
 }
 
 async fn unseal(keys: &OpenKeys, person: &Person, record: &Record) -> Result<Stored, Failure> {

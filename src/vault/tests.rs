@@ -930,3 +930,38 @@ async fn heads_written_before_there_were_defaults_open_and_are_written_as_before
     assert_eq!(chosen.preferred_at, Some(bench.clock.now()));
     assert_eq!(bench.head(&safe, &grant).await.preferred_at, chosen.preferred_at);
 }
+
+#[tokio::test]
+async fn people_are_listed_as_long_as_they_have_connections() {
+    let bench = Bench::new(Rotation::Keeps);
+    let safe = bench.safe();
+    assert!(safe.people().await.unwrap().is_empty());
+    let first = bench.connect(&safe).await;
+    let keys = safe.keys.open().await.unwrap();
+    let owner = people::owner(&keys, &first.person);
+    let listed = async || safe.people().await.unwrap().get(&owner).cloned();
+    assert_eq!(listed().await, Some(person("alice")));
+
+    // A second connection comes while the first is about to take the person off the list.
+    let key = safe::key_of(&keys, &first.person, &first.provider, &first.account.key);
+    let off = safe.unlisting(&keys, &first.person, &key).await.unwrap().expect("it is the last connection");
+    let answer = bench.provider.consent();
+    let second = safe.deposit(person("alice"), terms(), account("2"), answer, scopes(&["mail"])).await.unwrap();
+    assert!(matches!(safe.store.apply(vec![off]).await, Err(StoreError::Conflict)));
+    assert!(safe.unlisting(&keys, &first.person, &key).await.unwrap().is_none(), "another one stays");
+
+    safe.disconnect(&first, None).await.unwrap();
+    assert_eq!(listed().await, Some(person("alice")));
+    safe.disconnect(&second, None).await.unwrap();
+    assert_eq!(listed().await, None, "nothing is kept of who has no connection");
+
+    // A vault of an obo that kept no list gets it with the next refresh.
+    let grant = bench.connect(&safe).await;
+    let listing = safe.store.get(Table::Person, &owner).await.unwrap().unwrap();
+    let delete = Write::Delete { table: Table::Person, key: owner, generation: listing.generation };
+    safe.store.apply(vec![delete]).await.unwrap();
+    assert_eq!(listed().await, None);
+    bench.clock.advance(LIFE);
+    bench.token(&safe, &grant).await.unwrap();
+    assert_eq!(listed().await, Some(person("alice")));
+}

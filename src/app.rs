@@ -25,6 +25,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError, Table};
 use crate::transport::loopback::{Loopback, Owner, Proof, Site, owner_route, shared_address};
 use crate::transport::{http, oauth, pages, rest};
+use crate::upkeep::Upkeep;
 use crate::vault::{self, Vault};
 
 /// How this process is used: who serves the consent pages, and for whom flows are made.
@@ -81,6 +82,8 @@ pub struct App {
     pub obo: Obo,
     /// The shared loopback port, where this way uses it.
     pub loopback: Option<Arc<Loopback>>,
+    /// The vault as a whole, for the operator.
+    pub upkeep: Upkeep,
     /// What proves the ownership of the shared port.
     pub proof: Proof,
     /// obo's own authorization server, where it is on.
@@ -160,6 +163,7 @@ impl App {
             wait: config.server.consent_wait.as_duration(),
             local: way != Way::Serve,
         });
+        let upkeep = Upkeep::new(Arc::clone(&store), keys.clone(), vault.clone(), audit.clone());
         let obo = Obo::new(Stages {
             identity,
             catalog: Arc::clone(&catalog),
@@ -170,7 +174,7 @@ impl App {
             executor: Executor::new(egress),
             calls_per_minute: config.server.calls_per_minute,
         });
-        Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, proof, clients })
+        Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, upkeep, proof, clients })
     }
 }
 

@@ -4,6 +4,7 @@
 //! missing outcome reads as "unknown". Each process writes a chain of its own, continued from where the last holder of
 //! its slot stopped; the newest head of each chain is kept sealed, apart from the records.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,9 +18,9 @@ use crate::catalog::{Effect, Tool};
 use crate::clock::SharedClock;
 use crate::failure::{Code, Failure};
 use crate::id::{CallId, Person, ProviderId, TenantId, ToolName};
-use crate::keys::Keys;
+use crate::keys::{Context, Keys};
 use crate::policy::{Permit, Recorded};
-use crate::store::Store;
+use crate::store::{RecordKey, Store};
 
 mod chain;
 mod record;
@@ -311,6 +312,29 @@ impl Audit {
         }
         found.truncate(limit);
         Ok(found)
+    }
+
+    /// What the records of [`crate::store::Table::AuditHead`] are sealed for, by their keys.
+    ///
+    /// # Errors
+    /// The operator's text, when the store or the keys cannot be read, or the list of chains does not open.
+    pub async fn head_contexts(&self) -> Result<HashMap<RecordKey, Context>, String> {
+        let keys = self.inner.keys.open().await.map_err(|e| e.to_string())?;
+        chain::contexts(self.inner.store.as_ref(), &keys).await
+    }
+
+    /// Everybody whom the records name.
+    ///
+    /// # Errors
+    /// As [`Audit::read`].
+    pub async fn people(&self) -> Result<BTreeSet<Person>, String> {
+        let mut people = BTreeSet::new();
+        let collect = |record: &Record| {
+            people.extend(record.person());
+            false
+        };
+        self.read(collect).await?;
+        Ok(people)
     }
 
     /// Checks every chain. See [`verify::Report`].

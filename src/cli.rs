@@ -28,6 +28,7 @@ mod serve;
 mod stdio;
 mod token;
 mod tools;
+mod vault;
 
 use logs::LogFormat;
 
@@ -99,6 +100,9 @@ enum Command {
     /// Who did what
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// The vault as a whole: its keys, and whether it is sound
+    #[command(subcommand)]
+    Vault(vault::Vault),
     /// Write a starter configuration
     Init(init::Init),
 }
@@ -276,6 +280,7 @@ impl Cli {
             Command::Token(command) => command.run(global).await,
             Command::App(command) => command.run(global).await,
             Command::Audit(command) => command.run(global).await,
+            Command::Vault(command) => command.run(global).await,
             Command::Init(command) => command.run(global).await,
         }
     }

@@ -16,11 +16,13 @@ use crate::id::TenantId;
 use crate::secret::{Secret, SecretBytes};
 use crate::store::{Record, RecordKey, Store, StoreError, Table, Write};
 
+mod history;
 mod keyring;
 mod meta;
 mod sealed;
 mod source;
 
+pub use history::History;
 pub use sealed::{MAX_PLAINTEXT_BYTES, Sealed};
 
 use meta::Meta;
@@ -214,6 +216,19 @@ impl Keys {
         Outside::real().probe(config).await
     }
 
+    /// What the vault says of its key, without opening it. None: there is no vault yet.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    pub async fn facts(&self) -> Result<Option<Facts>, KeyError> {
+        Ok(self.meta().await?.map(|meta| Facts {
+            vault: meta.vault,
+            format: meta.format(),
+            source: meta.source,
+            key_id: meta.key_id,
+        }))
+    }
+
     /// Whether the keys are open already.
     pub fn is_open(&self) -> bool {
         self.open.initialized()
@@ -292,6 +307,19 @@ impl Keys {
         tracing::info!(vault = %meta.vault, source = meta.source.as_str(), "vault.created");
         Ok(Arc::new(OpenKeys::new(Arc::clone(&self.store), root, &meta)))
     }
+}
+
+/// What a vault says of its key. Nothing of it is secret, and nothing of it is proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The vault's id.
+    pub vault: uuid::Uuid,
+    /// The format of its keys.
+    pub format: u32,
+    /// Where the key from outside is kept.
+    pub source: SourceName,
+    /// Names that key.
+    pub key_id: String,
 }
 
 /// Open keys.
@@ -376,13 +404,26 @@ impl OpenKeys {
         self.mac("record key", &all)
     }
 
+    /// What a tenant's data keys are found by.
+    pub fn owner_of_data_keys(&self, tenant: &TenantId) -> RecordKey {
+        self.record_key(Table::DataKey, &[tenant.as_str().as_bytes()])
+    }
+
+    /// How many data keys a tenant has, each of which was opened anew.
+    ///
+    /// # Errors
+    /// [`KeyError::DoesNotOpen`] when one of them does not.
+    pub async fn data_keys(&self, tenant: &TenantId) -> Result<usize, KeyError> {
+        Ok(self.load(tenant).await?.map_or(0, |keys| keys.0.len()))
+    }
+
     fn known(&self, tenant: &TenantId) -> Option<Arc<DataKeys>> {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned()
     }
 
     /// Reads a tenant's data keys from the store.
     async fn load(&self, tenant: &TenantId) -> Result<Option<Arc<DataKeys>>, KeyError> {
-        let owner = self.record_key(Table::DataKey, &[tenant.as_str().as_bytes()]);
+        let owner = self.owner_of_data_keys(tenant);
         let wrapping = self.root.derive(&[WRAPS_DATA_KEYS]);
         let mut keys = BTreeMap::new();
         for record in self.store.owned(Table::DataKey, &owner).await? {
@@ -409,7 +450,7 @@ impl OpenKeys {
         let new = Write::Insert(Record {
             table: Table::DataKey,
             key: self.record_key(Table::DataKey, &[name, &FIRST_DATA_KEY.to_be_bytes()]),
-            owner: self.record_key(Table::DataKey, &[name]),
+            owner: self.owner_of_data_keys(tenant),
             generation: 0,
             expires_at: None,
             sealed: wrapped,
@@ -421,6 +462,11 @@ impl OpenKeys {
         // What the store has counts, whoever wrote it.
         self.load(tenant).await?.ok_or_else(|| KeyError::Unavailable("the new data key was not found again".to_owned()))
     }
+}
+
+/// Whether this is the record that says which key opens the vault: the one record that is not sealed.
+pub fn is_key_record(record: &Record) -> bool {
+    record.table == Table::Meta && record.key == meta::KEY
 }
 
 fn data_key_context(tenant: &TenantId) -> Context {

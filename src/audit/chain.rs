@@ -1,6 +1,6 @@
 //! A chain of records: each names the hash of the one before, and the newest head is sealed beside them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -200,6 +200,13 @@ fn list_key(keys: &OpenKeys) -> RecordKey {
 
 fn list_context() -> Context {
     Context::of(Table::AuditHead).with(b"").with(b"chains")
+}
+
+/// What the records of [`Table::AuditHead`] are sealed for, by their keys.
+pub(super) async fn contexts(store: &dyn Store, keys: &OpenKeys) -> Result<HashMap<RecordKey, Context>, String> {
+    let writers = listed(store, keys).await?;
+    let heads = writers.iter().map(|writer| (head_key(keys, writer), head_context(writer)));
+    Ok(heads.chain([(list_key(keys), list_context())]).collect())
 }
 
 /// The sealed heads of the listed chains. `None` for one that has lost its head.

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Ending, Entry, Event, MAX_ACTOR_CHARS, hex};
 use crate::failure::Code;
+use crate::id::Person;
 
 /// What a record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +102,15 @@ pub struct Record {
 const HASH_KEY: &str = ",\"hash\":\"";
 
 impl Record {
+    /// Whom it concerns, where it names somebody.
+    pub(super) fn person(&self) -> Option<Person> {
+        Some(Person {
+            tenant: self.tenant.as_ref()?.parse().ok()?,
+            source: self.source.as_ref()?.parse().ok()?,
+            user: self.user.as_ref()?.parse().ok()?,
+        })
+    }
+
     pub(super) fn of_call(entry: &Entry, phase: Phase, ending: Option<&Ending>, now: Timestamp) -> Self {
         let outcome = ending.map(|e| e.failure.map_or("ok", |code| code.as_str()).to_owned());
         Self {

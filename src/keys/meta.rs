@@ -100,6 +100,11 @@ impl Meta {
         Ok(meta)
     }
 
+    /// See [`FORMAT`].
+    pub(super) fn format(&self) -> u32 {
+        self.format
+    }
+
     pub(super) fn record(&self) -> Result<Record, KeyError> {
         let body = serde_json::to_vec(self).map_err(|error| KeyError::Unavailable(error.to_string()))?;
         Ok(Record { table: Table::Meta, key: KEY, owner: KEY, generation: 0, expires_at: None, sealed: body })

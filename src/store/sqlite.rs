@@ -15,6 +15,7 @@ use super::{Lease, LogEntry, Record, RecordKey, Store, StoreError, Table, Write}
 mod folder;
 mod lease;
 mod schema;
+pub mod upkeep;
 mod writer;
 
 use folder::Folder;

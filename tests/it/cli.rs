@@ -388,7 +388,7 @@ async fn consent(provider: &Provider, link: &str, who: &str) -> browser::Page {
     browser.get(&back).await
 }
 
-async fn connect(program: &Program, provider: &Provider, arguments: &[&str], who: &str) -> Ran {
+pub(crate) async fn connect(program: &Program, provider: &Provider, arguments: &[&str], who: &str) -> Ran {
     let mut connecting = Running::start(program, &[&["connect", "google", "--no-browser"], arguments].concat());
     let link = connecting.stdout.next_line().await.unwrap().expect("no link");
     assert!(link.starts_with(&format!("http://127.0.0.1:{}/connect/", program.port)), "{link}");

@@ -11,7 +11,7 @@ const RANKS: &[&[&str]] = &[
     &["identity", "catalog"],
     &["policy", "oauth"],
     &["vault", "executor", "audit"],
-    &["consent", "authorization_server"],
+    &["consent", "authorization_server", "upkeep"],
     &["call"],
     &["transport"],
     &["config"],

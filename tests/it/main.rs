@@ -36,3 +36,4 @@ mod transport_fake;
 mod transport_handler;
 mod transport_http;
 mod transport_stdio;
+mod vault;

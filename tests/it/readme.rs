@@ -19,7 +19,7 @@ fn blocks(language: &str) -> Vec<String> {
 }
 
 /// A page's fenced blocks of one language, in their order.
-fn blocks_of(page: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks_of(page: &str, language: &str) -> Vec<String> {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
     let mut found = Vec::new();
     let mut lines = page.lines();
@@ -36,7 +36,7 @@ fn is_tool(text: &str) -> bool {
 }
 
 /// The words of a command line. README quotes with single quotes only.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     for (n, part) in line.split('\'').enumerate() {
         if n % 2 == 1 { words.push(part.to_owned()) } else { words.extend(part.split_whitespace().map(str::to_owned)) }

@@ -22,10 +22,7 @@ impl Folder {
         let database = folder.database();
         create_file(&database).map_err(|error| failed("make the file", &database, &error))?;
         check(&database, Kind::File)?;
-        for beside in ["-wal", "-shm", "-journal"] {
-            let mut name = database.clone().into_os_string();
-            name.push(beside);
-            let path = PathBuf::from(name);
+        for path in folder.parts().into_iter().skip(1) {
             // They come and go with the last process that has the database open.
             match path.symlink_metadata() {
                 Ok(found) => check_found(&path, &found, Kind::File)?,
@@ -39,6 +36,16 @@ impl Folder {
     /// The database file.
     pub(super) fn database(&self) -> PathBuf {
         self.0.join("obo.db")
+    }
+
+    /// The database file, and the files that SQLite keeps beside it while it is in use.
+    pub(super) fn parts(&self) -> Vec<PathBuf> {
+        let named = |beside: &str| {
+            let mut name = self.database().into_os_string();
+            name.push(beside);
+            PathBuf::from(name)
+        };
+        ["", "-wal", "-shm", "-journal"].map(named).into()
     }
 
     /// Where the lease files are.

@@ -130,12 +130,12 @@ fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-fn format_of(connection: &Connection) -> rusqlite::Result<(i32, i32)> {
+pub(super) fn format_of(connection: &Connection) -> rusqlite::Result<(i32, i32)> {
     let number = |name: &str| connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i32>(0));
     Ok((number("application_id")?, number("user_version")?))
 }
 
-fn unusable_or_unavailable(path: &std::path::Path, error: &rusqlite::Error) -> StoreError {
+pub(super) fn unusable_or_unavailable(path: &std::path::Path, error: &rusqlite::Error) -> StoreError {
     use rusqlite::ErrorCode;
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StoreError::Unusable(format!(

@@ -1,0 +1,119 @@
+//! The file as a whole, for the operator: how large it is, what is in it, and whether it is sound.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+
+use super::folder::Folder;
+use super::schema;
+use crate::store::{StoreError, Table};
+
+/// Most problems that a check names.
+const MAX_PROBLEMS: u32 = 20;
+
+/// What a look at the file found. No key is needed for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// The database file.
+    pub file: PathBuf,
+    /// The file's format.
+    pub format: i32,
+    /// Bytes on the disk, with what waits beside the file to be written into it.
+    pub bytes: u64,
+    /// Records by table: how many there are, and how many of them have expired but were not removed yet.
+    pub counts: Vec<Count>,
+    /// Entries of the log.
+    pub log: u64,
+    /// What SQLite finds wrong with the file (`quick_check`); empty: it is sound.
+    pub problems: Vec<String>,
+}
+
+impl Examined {
+    /// How many records of a table there are that have not expired.
+    pub fn living(&self, table: Table) -> u64 {
+        let of_table = self.counts.iter().filter(|count| count.table == Some(table));
+        of_table.map(|count| count.records - count.expired).sum()
+    }
+}
+
+/// The records of one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// None: a newer obo's.
+    pub table: Option<Table>,
+    /// How many there are.
+    pub records: u64,
+    /// How many of them have expired.
+    pub expired: u64,
+}
+
+/// Looks at the store in a data folder. Other processes may go on using it.
+///
+/// # Errors
+/// As [`super::SqliteStore::open`].
+pub async fn examine(data_dir: &Path, now: Timestamp) -> Result<Examined, StoreError> {
+    let data_dir = data_dir.to_owned();
+    on_its_own_thread(move || {
+        let folder = Folder::secure(&data_dir)?;
+        let file = folder.database();
+        let mut bytes = 0;
+        for part in folder.parts() {
+            bytes += part.metadata().map_or(0, |found| found.len());
+        }
+        let look = || -> rusqlite::Result<Examined> {
+            let db = schema::connect(&file)?;
+            let (_, format) = schema::format_of(&db)?;
+            // A file that is not sound may fail every further question.
+            let problems = problems_of(&db)?;
+            let counts = if problems.is_empty() { counts_of(&db, now)? } else { Vec::new() };
+            let log = if problems.is_empty() {
+                db.query_row("SELECT count(*) FROM log", [], |row| super::number(row, 0))?
+            } else {
+                0
+            };
+            Ok(Examined { file: file.clone(), format, bytes, counts, log, problems })
+        };
+        look().map_err(|error| schema::unusable_or_unavailable(&file, &error))
+    })
+    .await
+}
+
+/// What SQLite finds wrong with a file.
+fn problems_of(db: &Connection) -> rusqlite::Result<Vec<String>> {
+    let found: rusqlite::Result<Vec<String>> = db
+        .prepare(&format!("PRAGMA quick_check({MAX_PROBLEMS})"))
+        .and_then(|mut check| check.query_map([], |row| row.get(0))?.collect());
+    let mut found = match found {
+        // Damage can be so bad that the check itself ends with it.
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
+            return Ok(vec![error.to_string()]);
+        }
+        found => found?,
+    };
+    found.retain(|line| line != "ok");
+    Ok(found)
+}
+
+fn counts_of(db: &Connection, now: Timestamp) -> rusqlite::Result<Vec<Count>> {
+    db.prepare(
+        "SELECT kind, count(*), count(CASE WHEN expires_at < ?1 THEN 1 END) FROM records GROUP BY kind ORDER BY kind",
+    )?
+    .query_map([now.as_microsecond()], |row| {
+        let kind = super::number(row, 0)?;
+        Ok(Count {
+            table: Table::ALL.into_iter().find(|table| u64::from(*table as u8) == kind),
+            records: super::number(row, 1)?,
+            expired: super::number(row, 2)?,
+        })
+    })?
+    .collect()
+}
+
+/// Runs what may take minutes on a thread that serves nobody else.
+async fn on_its_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let ended = |_| StoreError::Unavailable("a thread for the vault's file could not be run".to_owned());
+    tokio::task::spawn_blocking(work).await.map_err(ended)?
+}

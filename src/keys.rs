@@ -16,12 +16,16 @@ use crate::id::TenantId;
 use crate::secret::{Secret, SecretBytes};
 use crate::store::{Record, RecordKey, Store, StoreError, Table, Write};
 
+mod change;
+mod data_keys;
 mod history;
 mod keyring;
 mod meta;
 mod sealed;
 mod source;
 
+pub use change::Changed;
+pub use data_keys::Targets;
 pub use history::History;
 pub use sealed::{MAX_PLAINTEXT_BYTES, Sealed};
 
@@ -177,6 +181,8 @@ impl Context {
 pub enum Ask {
     /// A passphrase for a new vault. Ask twice: what is mistyped here locks the vault for ever.
     NewPassphrase,
+    /// A new passphrase for a vault that exists. Ask twice, too.
+    NextPassphrase,
     /// The passphrase of the vault.
     Passphrase,
 }
@@ -276,8 +282,9 @@ impl Keys {
             )));
         }
         let key = self.outside.key(&self.config, Target::Existing(meta)).await?;
-        if meta::id_of(&key) != meta.key_id {
-            return Err(source::wrong_key(&self.config));
+        let id = meta::id_of(&key);
+        if id != meta.key_id {
+            return Err(source::wrong_key(&self.config, &id, &meta.key_id));
         }
         let sealed = meta.root()?;
         let sealed = Sealed::parse(&sealed).ok_or(KeyError::DoesNotOpen)?;
@@ -442,19 +449,7 @@ impl OpenKeys {
 
     /// Makes a tenant's first data key; or finds that another process just has.
     async fn first(&self, tenant: &TenantId) -> Result<Arc<DataKeys>, KeyError> {
-        let mut body = zeroize::Zeroizing::new(Vec::with_capacity(4 + sealed::KEY_BYTES));
-        body.extend_from_slice(&FIRST_DATA_KEY.to_be_bytes());
-        body.extend_from_slice(Key::random().expose());
-        let wrapped = self.root.derive(&[WRAPS_DATA_KEYS]).seal(ROOT_KEY, &data_key_context(tenant), &body)?;
-        let name = tenant.as_str().as_bytes();
-        let new = Write::Insert(Record {
-            table: Table::DataKey,
-            key: self.record_key(Table::DataKey, &[name, &FIRST_DATA_KEY.to_be_bytes()]),
-            owner: self.owner_of_data_keys(tenant),
-            generation: 0,
-            expires_at: None,
-            sealed: wrapped,
-        });
+        let new = self.data_key(tenant, FIRST_DATA_KEY)?;
         match self.store.apply(vec![new]).await {
             Ok(()) | Err(StoreError::Conflict) => {}
             Err(error) => return Err(error.into()),

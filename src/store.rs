@@ -125,6 +125,19 @@ pub enum Write {
     Replace(Record),
     /// Adds or replaces whatever stands there. `generation` is ignored.
     Put(Record),
+    /// Replaces a sealed body that is still `before` by the same content sealed anew. Nothing else of the record changes, so
+    /// that nobody who read it meets a conflict; a conflict where the body is another one. Sealing never gives the same
+    /// bytes twice, so the body stands for everything about the record.
+    Reseal {
+        /// What it is.
+        table: Table,
+        /// Its key.
+        key: RecordKey,
+        /// The body that was read.
+        before: Vec<u8>,
+        /// The same, sealed anew.
+        sealed: Vec<u8>,
+    },
     /// Removes a record whose generation is still `generation`; otherwise a conflict.
     Delete {
         /// What it is.

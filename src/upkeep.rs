@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::audit::Audit;
 use crate::failure::{Code, Failure};
@@ -14,8 +15,15 @@ use crate::secret::SecretBytes;
 use crate::store::{Record, RecordKey, Store, StoreError, Table};
 use crate::vault::{self, GrantStatus, Vault};
 
+mod data_keys;
+
+pub use data_keys::DataKeysChanged;
+
 /// How many records are read at once.
 const PAGE: usize = 1000;
+
+/// How long to wait for another process that is sealing everything anew.
+const UPKEEP_WAIT: Duration = Duration::from_secs(1);
 
 /// Goes through a vault.
 pub struct Upkeep {
@@ -118,6 +126,18 @@ impl Upkeep {
         }
         guide.data_keys(&mut found).await?;
         Ok(found)
+    }
+
+    /// Gives every tenant a new data key, and seals anew with it whatever the earlier ones sealed. Takes up a change that
+    /// was cut off. Other processes may go on: earlier data keys stay, and open what they sealed.
+    ///
+    /// # Errors
+    /// `vault_unavailable`; what was sealed anew until then stays so.
+    ///
+    /// # Cancellation
+    /// As after an error.
+    pub async fn change_data_keys(&self, progress: Progress<'_>) -> Result<DataKeysChanged, Failure> {
+        data_keys::change(self, progress).await
     }
 
     async fn guide(&self) -> Result<Guide<'_>, Failure> {

@@ -19,6 +19,10 @@ pub(super) fn prompt() -> Prompt {
                 .with_prompt("Choose a passphrase for the new vault")
                 .with_confirmation("Once more", "The two differ")
                 .interact(),
+            Ask::NextPassphrase => asked
+                .with_prompt("Choose the new passphrase of the vault")
+                .with_confirmation("Once more", "The two differ")
+                .interact(),
         };
         text.ok().map(Secret::new)
     })

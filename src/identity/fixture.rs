@@ -140,7 +140,7 @@ impl Store for MemoryStore {
                     Some(old) if old.generation == generation => {}
                     _ => return Err(StoreError::Conflict),
                 },
-                Write::Insert(_) | Write::Append(_) => return Err(StoreError::Conflict),
+                Write::Insert(_) | Write::Append(_) | Write::Reseal { .. } => return Err(StoreError::Conflict),
             }
         }
         *records = next;

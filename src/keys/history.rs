@@ -15,6 +15,12 @@ pub struct History {
     /// A backup was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backed_up_at: Option<Timestamp>,
+    /// The key from outside was changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_changed_at: Option<Timestamp>,
+    /// Everything was sealed anew with new data keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_keys_changed_at: Option<Timestamp>,
     /// A recovery copy was exported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery_exported_at: Option<Timestamp>,

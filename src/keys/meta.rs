@@ -76,6 +76,11 @@ impl Meta {
         }
     }
 
+    /// The facts of the same vault with another key, without that key.
+    pub(super) fn with_source(&self, source: SourceName, cost: Cost) -> Self {
+        Self { vault: self.vault, ..Self::new(source, cost) }
+    }
+
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, KeyError> {
         #[derive(Deserialize)]
         struct Peek {

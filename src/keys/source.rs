@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::keyring::{ATTENDED, Keyring, OsRing, Ring, SERVICE};
-use super::meta::{Cost, Meta};
+use super::meta::{Cost, Meta, id_of};
 use super::sealed::{KEY_BYTES, Key};
 use super::{Ask, Config, KeyError, Prompt, SourceName};
 use crate::secret::{Secret, random_text};
@@ -20,6 +20,9 @@ const DEFAULT_ENV: &str = "OBO_VAULT_KEY";
 
 /// The variable that holds the passphrase where nobody can be asked.
 const PASSPHRASE_ENV: &str = "OBO_VAULT_PASSPHRASE";
+
+/// The variable that holds the passphrase that a vault is to have next.
+const NEXT_PASSPHRASE_ENV: &str = "OBO_VAULT_NEW_PASSPHRASE";
 
 /// The longest key file read, in bytes: 32 raw bytes, or their base64 with white space around it.
 const MAX_KEY_FILE_BYTES: u64 = 256;
@@ -34,6 +37,8 @@ pub(super) enum Target<'a> {
     New(&'a Meta),
     /// The vault exists: its key is found, or it is an error.
     Existing(&'a Meta),
+    /// The vault exists, and this is to be its key from now on.
+    Next(&'a Meta),
 }
 
 /// Reads an environment variable.
@@ -76,9 +81,15 @@ impl Outside {
             SourceName::Keyring => match target {
                 Target::New(meta) => self.new_in_keyring(meta).await,
                 Target::Existing(meta) => self.found_in_keyring(meta).await,
+                Target::Next(meta) => self.next_in_keyring(meta).await,
             },
             SourceName::Passphrase => self.by_passphrase(target).await,
-            SourceName::File => in_file(config),
+            SourceName::File => {
+                if matches!(target, Target::Next(_)) {
+                    make_file(path_of(config)?)?;
+                }
+                in_file(config)
+            }
             SourceName::Env => self.in_environment(config),
         }
     }
@@ -95,7 +106,15 @@ impl Outside {
 
     async fn found_in_keyring(&self, meta: &Meta) -> Result<Key, KeyError> {
         let user = meta.vault.to_string();
-        let Some(text) = self.keyring.get(user.clone()).await? else {
+        let text = self.keyring.get(user.clone()).await?;
+        let is_the_key = |text: &Secret| decode(text.expose().as_bytes()).is_some_and(|key| id_of(&key) == meta.key_id);
+        if text.as_ref().is_none_or(|text| !is_the_key(text))
+            // A change of the key that ended before the new key took the old one's place.
+            && let Some(next) = self.keyring.get(next_user(meta)).await?.filter(is_the_key)
+        {
+            return decode(next.expose().as_bytes()).ok_or(KeyError::DoesNotOpen);
+        }
+        let Some(text) = text else {
             // A keyring that was never unlocked answers the same as one that lost the entry.
             return Err(KeyError::Unusable(format!(
                 "the OS keyring has no key for this vault (service \"{SERVICE}\", user \"{user}\"); unlock the \
@@ -125,6 +144,37 @@ impl Outside {
         }
     }
 
+    /// A new key beside the one that the vault opens with. It takes that one's place with [`Outside::settle`].
+    async fn next_in_keyring(&self, meta: &Meta) -> Result<Key, KeyError> {
+        let key = Key::random();
+        self.keep_in_keyring(next_user(meta), &key).await?;
+        Ok(key)
+    }
+
+    async fn keep_in_keyring(&self, user: String, key: &Key) -> Result<(), KeyError> {
+        let text = encode(key);
+        self.keyring.set(user.clone(), text.clone()).await?;
+        match self.keyring.get(user).await? {
+            Some(found) if found.matches(&text) => Ok(()),
+            _ => Err(forgetful()),
+        }
+    }
+
+    /// Puts the vault's key where it belongs in the keyring, after it has become the vault's key; of a key that no longer
+    /// is, nothing stays. Only the holder of the vault's lease may do so: another change may be under way.
+    pub(super) async fn settle(&self, meta: &Meta, was: SourceName) -> Result<(), KeyError> {
+        if meta.source == SourceName::Keyring {
+            let key = self.found_in_keyring(meta).await?;
+            self.keep_in_keyring(meta.vault.to_string(), &key).await?;
+            return self.keyring.delete(next_user(meta)).await;
+        }
+        if was == SourceName::Keyring {
+            self.keyring.delete(meta.vault.to_string()).await?;
+            self.keyring.delete(next_user(meta)).await?;
+        }
+        Ok(())
+    }
+
     async fn probe_keyring(&self) -> Result<(), KeyError> {
         let user = format!("probe {}", random_text::<9>());
         let text = encode(&Key::random());
@@ -141,21 +191,23 @@ impl Outside {
         let (meta, ask) = match target {
             Target::New(meta) => (meta, Ask::NewPassphrase),
             Target::Existing(meta) => (meta, Ask::Passphrase),
+            Target::Next(meta) => (meta, Ask::NextPassphrase),
         };
+        let variable = if ask == Ask::NextPassphrase { NEXT_PASSPHRASE_ENV } else { PASSPHRASE_ENV };
         let (salt, cost) = meta.passphrase()?;
         let asked = match self.prompt.clone() {
             Some(prompt) => on_its_own_thread(move || prompt(ask)).await?,
             None => None,
         };
         let passphrase = asked
-            .or_else(|| (self.env)(PASSPHRASE_ENV).map(Secret::new))
+            .or_else(|| (self.env)(variable).map(Secret::new))
             .filter(|passphrase| !passphrase.expose().is_empty())
             .ok_or_else(|| {
                 KeyError::Unusable(format!(
-                    "this vault opens with a passphrase, and there is no terminal to ask for it; set {PASSPHRASE_ENV}"
+                    "this vault opens with a passphrase, and there is no terminal to ask for it; set {variable}"
                 ))
             })?;
-        if ask == Ask::NewPassphrase && passphrase.expose().chars().count() < MIN_PASSPHRASE_CHARS {
+        if ask != Ask::Passphrase && passphrase.expose().chars().count() < MIN_PASSPHRASE_CHARS {
             return Err(KeyError::Unusable(format!(
                 "the passphrase is too short; use {MIN_PASSPHRASE_CHARS} characters or more"
             )));
@@ -181,12 +233,12 @@ impl Outside {
 }
 
 /// The key that was found is not the one that the vault was made with.
-pub(super) fn wrong_key(config: &Config) -> KeyError {
+pub(super) fn wrong_key(config: &Config, found: &str, wanted: &str) -> KeyError {
     KeyError::Unusable(match config.source {
         SourceName::Passphrase => "that is not the passphrase of this vault; try again".to_owned(),
         source => format!(
-            "{} does not hold the key that this vault was made with; put the right one back (obo never makes a second \
-             key beside an existing vault)",
+            "{} does not hold the key of this vault (its id is {found}, and the vault opens with {wanted}); put the right one \
+             back, or set [vault.key] if the key was changed (obo never makes a second key beside an existing vault)",
             match source {
                 SourceName::File =>
                     path_of(config).map_or_else(|_| "the key file".to_owned(), |p| p.display().to_string()),
@@ -195,6 +247,18 @@ pub(super) fn wrong_key(config: &Config) -> KeyError {
             }
         ),
     })
+}
+
+/// Whether two configurations name one place.
+pub(super) fn same_place(one: &Config, two: &Config) -> bool {
+    let name = |config: &Config| config.env.clone().unwrap_or_else(|| DEFAULT_ENV.to_owned());
+    let path = |config: &Config| config.path.as_ref().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
+    one.source == two.source
+        && match one.source {
+            SourceName::File => path(one) == path(two),
+            SourceName::Env => name(one) == name(two),
+            SourceName::Keyring | SourceName::Passphrase => true,
+        }
 }
 
 fn forgetful() -> KeyError {
@@ -244,6 +308,45 @@ fn in_file(config: &Config) -> Result<Key, KeyError> {
     Key::from_bytes(&bytes)
         .or_else(|| decode(&bytes))
         .ok_or_else(|| unusable(format!("does not hold {KEY_BYTES} raw bytes or their base64")))
+}
+
+/// Makes a key file, unless there is one. It appears whole or not at all: a key that is cut off half-way would be a
+/// vault's only key.
+fn make_file(path: &Path) -> Result<(), KeyError> {
+    use std::io::{ErrorKind, Write as _};
+    let failed = |error: std::io::Error| {
+        KeyError::Unusable(format!("the new key file {} cannot be written: {error}", path.display()))
+    };
+    if path.try_exists().map_err(failed)? {
+        return Ok(());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let partial = folder.join(format!(".obo-key-{}", random_text::<9>()));
+    let write = || {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&partial)?;
+        file.write_all(encode(&Key::random()).expose().as_bytes())?;
+        file.sync_all()?;
+        // Unlike a rename, a link never takes the place of a file that has appeared since.
+        match std::fs::hard_link(&partial, path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
+    };
+    let written = write();
+    let _ = std::fs::remove_file(&partial);
+    // The name is durable before the vault relies on it.
+    #[cfg(unix)]
+    let written = written.and_then(|()| std::fs::File::open(folder)?.sync_all());
+    written.map_err(failed)
+}
+
+/// The keyring's user for a key that is to take the place of the vault's.
+fn next_user(meta: &Meta) -> String {
+    format!("{} next", meta.vault)
 }
 
 fn encode(key: &Key) -> Secret {

@@ -12,12 +12,17 @@ struct FakeRing {
     sets: AtomicU32,
     locked: AtomicBool,
     forgets: AtomicBool,
+    /// The process dies at one of its steps.
+    fuse: Mutex<Option<Arc<Fuse>>>,
     /// Calls hang until the sender of this is dropped or sends.
     hang: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 impl FakeRing {
     fn enter(&self) -> Result<(), RingError> {
+        if let Some(fuse) = self.fuse.lock().unwrap().as_ref() {
+            fuse.step().map_err(|()| RingError("the process has died".to_owned()))?;
+        }
         if let Some(hang) = self.hang.lock().unwrap().take() {
             let _ = hang.recv();
         }
@@ -37,13 +42,83 @@ impl Ring for FakeRing {
         if !self.forgets.load(Ordering::SeqCst) {
             self.entries.lock().unwrap().insert(user.to_owned(), text.clone());
         }
-        Ok(())
+        self.leave()
     }
 
     fn delete(&self, user: &str) -> Result<(), RingError> {
         self.enter()?;
         self.entries.lock().unwrap().remove(user);
-        Ok(())
+        self.leave()
+    }
+}
+
+impl FakeRing {
+    fn leave(&self) -> Result<(), RingError> {
+        match self.fuse.lock().unwrap().as_ref() {
+            Some(fuse) => fuse.step().map_err(|()| RingError("the process has died".to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Lets a number of steps through; then the process is dead. Whoever does something has a step before and one after it,
+/// so that it dies both with the thing undone and with it done but not known to be.
+struct Fuse(std::sync::atomic::AtomicI64);
+
+impl Fuse {
+    fn step(&self) -> Result<(), ()> {
+        if self.0.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(()) }
+    }
+
+    fn burnt(&self) -> bool {
+        self.0.load(Ordering::SeqCst) < 0
+    }
+}
+
+/// A store of a process that dies.
+struct Dying {
+    inner: Arc<dyn Store>,
+    fuse: Arc<Fuse>,
+}
+
+impl Dying {
+    async fn step<T>(&self, act: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let dead = |()| StoreError::Unavailable("the process has died".to_owned());
+        self.fuse.step().map_err(dead)?;
+        let done = act.await?;
+        self.fuse.step().map_err(dead)?;
+        Ok(done)
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Dying {
+    async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError> {
+        self.step(self.inner.get(table, key)).await
+    }
+    async fn generations(&self, table: Table, keys: &[RecordKey]) -> Result<Vec<(RecordKey, u64)>, StoreError> {
+        self.step(self.inner.generations(table, keys)).await
+    }
+    async fn owned(&self, table: Table, owner: &RecordKey) -> Result<Vec<Record>, StoreError> {
+        self.step(self.inner.owned(table, owner)).await
+    }
+    async fn scan(&self, table: Table, after: Option<&RecordKey>, limit: usize) -> Result<Vec<Record>, StoreError> {
+        self.step(self.inner.scan(table, after, limit)).await
+    }
+    async fn apply(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        self.step(self.inner.apply(writes)).await
+    }
+    async fn log(&self, after: u64, limit: usize) -> Result<Vec<(u64, crate::store::LogEntry)>, StoreError> {
+        self.step(self.inner.log(after, limit)).await
+    }
+    async fn newest(&self, before: u64, limit: usize) -> Result<Vec<(u64, crate::store::LogEntry)>, StoreError> {
+        self.step(self.inner.newest(before, limit)).await
+    }
+    async fn prune(&self, now: jiff::Timestamp) -> Result<usize, StoreError> {
+        self.step(self.inner.prune(now)).await
+    }
+    async fn lease(&self, name: &RecordKey, wait: Duration) -> Result<Option<crate::store::Lease>, StoreError> {
+        self.step(self.inner.lease(name, wait)).await
     }
 }
 
@@ -294,7 +369,7 @@ async fn an_edited_key_record_opens_nothing() {
         (|meta| meta["extra"] = 1.into(), "damaged"),
         (|meta| meta["vault"] = uuid::Uuid::nil().to_string().into(), "does not open"),
         (|meta| meta["root"] = "T0JPMQ==".into(), "does not open"),
-        (|meta| meta["key_id"] = "0000000000000000".into(), "does not hold the key that this vault was made with"),
+        (|meta| meta["key_id"] = "0000000000000000".into(), "does not hold the key of this vault"),
     ];
     for (edit, expected) in edits {
         bench.store.apply(vec![Write::Put(good.clone())]).await.unwrap();
@@ -376,6 +451,182 @@ fn a_key_in_the_data_folder_is_warned_about() {
     assert!(config(SourceName::Keyring, "data/key").warning(&dir.path().join("data")).is_none());
 }
 
+/// Every way from one place of the key to another, and to another key in the same place.
+#[tokio::test]
+async fn a_changed_key_opens_and_the_old_one_no_longer() {
+    for (from, to) in ways() {
+        let bench = Bench::with_outside();
+        let (from, to) = (bench.place(from), bench.place(to));
+        let sealed = bench.seal_with(&from).await;
+        let before = bench.ring.entries.lock().unwrap().clone();
+        let old = bench.keys_with(from.clone());
+        let serving = bench.keys_with(from.clone()).open().await.unwrap();
+        let changed = old.change_to(&to).await.unwrap();
+        assert_eq!((changed.from.is_some(), &changed.left), (true, &None), "{from:?} {to:?}");
+        bench.set_env("OBO_VAULT_PASSPHRASE", "wrong horse");
+        if from.source == to.source && from.source == SourceName::Keyring {
+            let after = std::mem::replace(&mut *bench.ring.entries.lock().unwrap(), before);
+            fails(&bench.keys_with(from.clone())).await;
+            *bench.ring.entries.lock().unwrap() = after;
+        } else {
+            fails(&bench.keys_with(from.clone())).await;
+        }
+        bench.set_env("OBO_VAULT_PASSPHRASE", "battery staple");
+        let new = bench.keys_with(to.clone()).open().await.unwrap();
+        assert_eq!(new.key_id(), changed.to);
+        assert_ne!(Some(new.key_id()), changed.from.as_deref());
+        bench.opens(&new, &sealed).await;
+        // A process that had the vault open goes on, and its records open afterwards.
+        bench.opens(&serving, &sealed).await;
+        let later = serving.seal(&tenant("acme"), &context(), b"secret").await.unwrap();
+        bench.opens(&new, &later).await;
+        let entries: Vec<_> = bench.ring.entries.lock().unwrap().keys().cloned().collect();
+        let expected = if to.source == SourceName::Keyring { vec![new.vault_id().to_string()] } else { Vec::new() };
+        assert_eq!(entries, expected, "{from:?} {to:?}");
+    }
+}
+
+/// Dies at each step of each way. Then exactly one of the keys opens the vault, nothing is lost, and the same command
+/// brings it to its end.
+#[tokio::test]
+async fn a_change_of_the_key_that_dies_leaves_one_key_and_can_be_taken_up() {
+    let mut deaths = 0;
+    // What is outside goes through no step of its own, so that these ways stand for all.
+    let stand_for_all = |(from, to): &(Config, Config)| {
+        use SourceName::{File, Keyring, Passphrase};
+        from.source == to.source
+            || [(File, Keyring), (Keyring, File), (Keyring, Passphrase)].contains(&(from.source, to.source))
+    };
+    for (from, to) in ways().into_iter().filter(stand_for_all) {
+        for steps in 0.. {
+            let bench = Bench::with_outside();
+            let (from, to) = (bench.place(from.clone()), bench.place(to.clone()));
+            let sealed = bench.seal_with(&from).await;
+            let ring_before = bench.ring.entries.lock().unwrap().clone();
+            let fuse = Arc::new(Fuse(steps.into()));
+            *bench.ring.fuse.lock().unwrap() = Some(Arc::clone(&fuse));
+            let store: Arc<dyn Store> = Arc::new(Dying { inner: Arc::clone(&bench.store), fuse: Arc::clone(&fuse) });
+            let dying = Keys { store, ..bench.keys_with(from.clone()) };
+            let outcome = dying.change_to(&to).await;
+            *bench.ring.fuse.lock().unwrap() = None;
+            if !fuse.burnt() {
+                outcome.unwrap();
+                break;
+            }
+            deaths += 1;
+
+            let what = format!("{from:?} {to:?} after {steps} steps");
+            bench.set_env("OBO_VAULT_PASSPHRASE", "correct horse");
+            let with_old = match from.source {
+                SourceName::Keyring => {
+                    let now = std::mem::replace(&mut *bench.ring.entries.lock().unwrap(), ring_before);
+                    let opened = bench.keys_with(from.clone()).open().await.ok();
+                    *bench.ring.entries.lock().unwrap() = now;
+                    opened
+                }
+                _ => bench.keys_with(from.clone()).open().await.ok(),
+            };
+            bench.set_env("OBO_VAULT_PASSPHRASE", "battery staple");
+            let with_new = match (from.source, to.source) {
+                // One entry of one keyring: what is there now opens, and the question is which key it is.
+                (SourceName::Keyring, SourceName::Keyring) => {
+                    let now = bench.keys_with(to.clone()).open().await.expect(&what);
+                    with_old.is_none().then_some(now)
+                }
+                _ => bench.keys_with(to.clone()).open().await.ok(),
+            };
+            assert_eq!(with_old.is_some() as u8 + with_new.is_some() as u8, 1, "{what}");
+            bench.opens(&with_old.or(with_new).unwrap(), &sealed).await;
+
+            // Once more, with obo.toml as it was.
+            let committed = bench.meta().await.unwrap().generation > 1;
+            bench.set_env("OBO_VAULT_PASSPHRASE", "correct horse");
+            let again = bench.keys_with(from.clone());
+            if committed && from.source == SourceName::Passphrase && to.source == SourceName::Passphrase {
+                // The old passphrase is no longer one, which is what the person is told.
+                assert!(again.change_to(&to).await.unwrap_err().to_string().contains("not the passphrase"), "{what}");
+            } else {
+                let changed = again.change_to(&to).await.expect(&what);
+                assert_eq!(changed.left, None, "{what}");
+            }
+            bench.set_env("OBO_VAULT_PASSPHRASE", "battery staple");
+            let new = bench.keys_with(to.clone()).open().await.expect(&what);
+            bench.opens(&new, &sealed).await;
+            let entries = bench.ring.entries.lock().unwrap().len();
+            assert_eq!(entries, usize::from(to.source == SourceName::Keyring), "{what}");
+        }
+    }
+    assert!(deaths > 60, "{deaths}");
+}
+
+/// Two places of the key, for every pair that a change can go between.
+fn ways() -> Vec<(Config, Config)> {
+    let at = |source, name: &str| Config { source, path: Some(name.into()), env: Some(name.to_owned()) };
+    let mut ways = Vec::new();
+    let sources = [SourceName::File, SourceName::Env, SourceName::Keyring, SourceName::Passphrase];
+    for from in sources {
+        ways.extend(sources.map(|to| (at(from, "one"), at(to, "two"))));
+    }
+    ways
+}
+
+impl Bench {
+    /// A bench with a key in each place that is not made by obo.
+    fn with_outside() -> Self {
+        let bench = Self::new();
+        bench.set_env("one", &"A".repeat(43));
+        bench.set_env("two", &format!("{}B{}", "A".repeat(20), "A".repeat(22)));
+        bench.set_env("OBO_VAULT_PASSPHRASE", "correct horse");
+        bench.set_env("OBO_VAULT_NEW_PASSPHRASE", "battery staple");
+        bench.write_key(&[1; 32], 0o600);
+        std::fs::rename(bench.dir.path().join("key"), bench.dir.path().join("one")).unwrap();
+        bench
+    }
+
+    /// The same with its path in this bench.
+    fn place(&self, config: Config) -> Config {
+        Config { path: config.path.map(|path| self.dir.path().join(path)), ..config }
+    }
+
+    /// Makes the vault, and seals something in it.
+    async fn seal_with(&self, config: &Config) -> Vec<u8> {
+        let keys = self.keys_with(config.clone()).open().await.unwrap();
+        keys.seal(&tenant("acme"), &context(), b"secret").await.unwrap()
+    }
+
+    async fn opens(&self, keys: &OpenKeys, sealed: &[u8]) {
+        assert_eq!(keys.unseal(&tenant("acme"), &context(), sealed).await.unwrap().expose(), b"secret");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_not_changed_to_itself_or_to_nothing() {
+    let bench = Bench::with_outside();
+    let from = bench.place(Config { source: SourceName::File, path: Some("one".into()), env: None });
+    let none = bench.keys_with(from.clone()).change_to(&from).await.unwrap_err();
+    assert!(none.to_string().contains("no vault here yet"), "{none}");
+    bench.seal_with(&from).await;
+    let before = bench.meta().await;
+    std::fs::copy(bench.dir.path().join("one"), bench.dir.path().join("copy")).unwrap();
+    let itself = bench.keys_with(from.clone()).change_to(&from).await.unwrap_err();
+    assert!(itself.to_string().contains("the key which the vault has already"), "{itself}");
+    bench.set_env("short", "AAAA");
+    let short = Config { source: SourceName::Env, path: None, env: Some("short".to_owned()) };
+    bench.keys_with(from.clone()).change_to(&short).await.unwrap_err();
+    bench.ring.locked.store(true, Ordering::SeqCst);
+    bench.keys_with(from.clone()).change_to(&Config::default()).await.unwrap_err();
+    assert_eq!(bench.meta().await, before, "nothing was changed");
+    // The key file that is made is private, and is no text of somebody else's.
+    let to = bench.place(Config { source: SourceName::File, path: Some("two".into()), env: None });
+    bench.keys_with(from.clone()).change_to(&to).await.unwrap();
+    let made = bench.dir.path().join("two");
+    assert_eq!(std::fs::read(&made).unwrap().len(), 44);
+    #[cfg(unix)]
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&made.metadata().unwrap()) & 0o777, 0o600);
+    let names = std::fs::read_dir(bench.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.to_string_lossy().starts_with('.')), "nothing is left beside it");
+}
+
 /// Everything that the person who runs obo may read about keys.
 #[tokio::test]
 async fn errors_say_the_problem_and_the_mend() {
@@ -434,11 +685,16 @@ fn steady(text: &str) -> String {
             let rest = &word[bare.len()..];
             match bare {
                 _ if uuid::Uuid::parse_str(bare).is_ok() => format!("VAULT{rest}"),
+                _ if is_key_id(bare.trim_end_matches([')', ';', ','])) => format!("KEY{}", &word[16..]),
                 _ if bare.ends_with(&file) => format!("FILE{rest}"),
                 _ => word.to_owned(),
             }
         })
         .collect()
+}
+
+fn is_key_id(word: &str) -> bool {
+    word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The platform's own keyring, which not every machine that runs tests has:

@@ -230,6 +230,11 @@ fn apply(db: &Connection, write: &Write) -> Result<(), JobError> {
             )?
             .execute(params![new.table as u8, new.key, new.owner, micros(new), new.sealed])?
         }
+        Write::Reseal { table, key, before, sealed } => {
+            bounded("a record", sealed.len(), MAX_SEALED_BYTES)?;
+            db.prepare_cached("UPDATE records SET sealed = ?3 WHERE kind = ?1 AND key = ?2 AND sealed = ?4")?
+                .execute(params![*table as u8, key, sealed, before])?
+        }
         Write::Delete { table, key, generation } => db
             .prepare_cached("DELETE FROM records WHERE kind = ?1 AND key = ?2 AND generation = ?3")?
             .execute(params![*table as u8, key, as_stored(*generation)])?,

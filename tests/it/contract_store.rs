@@ -20,6 +20,7 @@ macro_rules! contract {
         contract!($backend, $open, [
             records_come_back_as_written,
             generations_count_and_guard,
+            sealing_anew_changes_the_body_alone,
             a_list_of_writes_is_made_whole_or_not_at_all,
             one_conflict_fails_only_itself,
             generations_tell_what_changed,
@@ -111,6 +112,26 @@ mod cases {
         conflict(store.apply(vec![Write::Replace(Record { generation: 3, ..record(1, b"f") })]).await);
         store.apply(vec![Write::Insert(record(1, b"g"))]).await.unwrap();
         assert_eq!(generation().await, Some(1), "a record made again begins anew");
+    }
+
+    pub(super) async fn sealing_anew_changes_the_body_alone(dir: &Path, open: Open) {
+        let store = open(dir);
+        let new = Record { expires_at: Some(at(1_700_000_000)), ..record(1, b"a") };
+        store.apply(vec![Write::Insert(new.clone())]).await.unwrap();
+        let reseal = |before: &[u8], sealed: &[u8]| {
+            let write =
+                Write::Reseal { table: Table::Grant, key: key(1), before: before.to_vec(), sealed: sealed.to_vec() };
+            store.apply(vec![write])
+        };
+        reseal(b"a", b"b").await.unwrap();
+        let read = async || store.get(Table::Grant, &key(1)).await.unwrap().unwrap();
+        assert_eq!(read().await, Record { generation: 1, sealed: b"b".to_vec(), ..new.clone() });
+        // Who read it before may still replace it, and whoever reads it after that may not seal what was there.
+        store.apply(vec![Write::Replace(Record { generation: 1, ..record(1, b"c") })]).await.unwrap();
+        assert!(matches!(reseal(b"b", b"d").await, Err(StoreError::Conflict)));
+        assert_eq!(read().await.sealed, b"c");
+        store.apply(vec![Write::Delete { table: Table::Grant, key: key(1), generation: 2 }]).await.unwrap();
+        assert!(matches!(reseal(b"c", b"d").await, Err(StoreError::Conflict)));
     }
 
     pub(super) async fn a_list_of_writes_is_made_whole_or_not_at_all(dir: &Path, open: Open) {

@@ -1,14 +1,24 @@
 //! The vault as a whole: what `obo vault` says of it, and does with it.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
-use obo::store::{Record, RecordKey, Store, Table, Write};
-use obo::upkeep::Verified;
+use jiff::Timestamp;
+use obo::audit::Audit;
+use obo::egress::Egress;
+use obo::keys::{Keys, Sealed};
+use obo::oauth::Oauth;
+use obo::store::{Lease, LogEntry, Record, RecordKey, Store, StoreError, Table, Write};
+use obo::upkeep::{Upkeep, Verified};
+use obo::vault::Vault;
 use serde_json::{Value, json};
 
 use crate::cli::connect;
 use crate::readme::{blocks_of, words};
-use crate::support::mcp::link_of;
+use crate::support::mcp::{link_of, value_of};
 use crate::support::program::{Program, Ran};
 use crate::support::{TestObo, mail};
 
@@ -180,11 +190,214 @@ async fn status_finds_damage() {
     assert!(damaged.stderr.contains("is damaged; restore a backup"), "{damaged:?}");
 }
 
+/// A store of a process that dies: it lets a number of steps through. Whatever it does has a step before and one after
+/// it, so that the process dies both with the thing undone and with it done but not known to be.
+struct Dying {
+    inner: Arc<dyn Store>,
+    steps: AtomicI64,
+}
+
+impl Dying {
+    async fn step<T>(&self, act: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        self.live()?;
+        let done = act.await?;
+        self.live()?;
+        Ok(done)
+    }
+
+    fn live(&self) -> Result<(), StoreError> {
+        let alive = self.steps.fetch_sub(1, Ordering::SeqCst) > 0;
+        alive.then_some(()).ok_or_else(|| StoreError::Unavailable("the process has died".to_owned()))
+    }
+
+    fn is_dead(&self) -> bool {
+        self.steps.load(Ordering::SeqCst) < 0
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Dying {
+    async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError> {
+        self.step(self.inner.get(table, key)).await
+    }
+    async fn generations(&self, table: Table, keys: &[RecordKey]) -> Result<Vec<(RecordKey, u64)>, StoreError> {
+        self.step(self.inner.generations(table, keys)).await
+    }
+    async fn owned(&self, table: Table, owner: &RecordKey) -> Result<Vec<Record>, StoreError> {
+        self.step(self.inner.owned(table, owner)).await
+    }
+    async fn scan(&self, table: Table, after: Option<&RecordKey>, limit: usize) -> Result<Vec<Record>, StoreError> {
+        self.step(self.inner.scan(table, after, limit)).await
+    }
+    async fn apply(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        self.step(self.inner.apply(writes)).await
+    }
+    async fn log(&self, after: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
+        self.step(self.inner.log(after, limit)).await
+    }
+    async fn newest(&self, before: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
+        self.step(self.inner.newest(before, limit)).await
+    }
+    async fn prune(&self, now: Timestamp) -> Result<usize, StoreError> {
+        self.step(self.inner.prune(now)).await
+    }
+    async fn lease(&self, name: &RecordKey, wait: Duration) -> Result<Option<Lease>, StoreError> {
+        self.step(self.inner.lease(name, wait)).await
+    }
+}
+
+/// The upkeep of another process over the same records.
+fn upkeep_over(obo: &TestObo, store: Arc<dyn Store>) -> Upkeep {
+    let keys = Keys::new(Arc::clone(&store), obo.app.config.vault.key.clone());
+    let oauth = Oauth::new(Egress::new(&Default::default(), &[]).unwrap());
+    let vault = Vault::new(Arc::clone(&store), keys.clone(), oauth, obo.app.clock.clone());
+    let audit = Audit::new(Arc::clone(&store), keys.clone(), obo.app.clock.clone(), Default::default());
+    Upkeep::new(store, keys, vault, audit)
+}
+
+/// The numbers of the data keys that sealed the records, but for those that say which key opens the vault.
+async fn sealed_with(store: &dyn Store) -> BTreeSet<u32> {
+    let mut numbers = BTreeSet::new();
+    for table in Table::ALL.into_iter().filter(|table| *table != Table::DataKey) {
+        let records = every(store, table).await;
+        numbers.extend(records.iter().filter_map(|record| Some(Sealed::parse(&record.sealed)?.key_id())));
+    }
+    numbers
+}
+
+/// Every record, without what sealing it anew changes.
+async fn without_seals(store: &dyn Store) -> Vec<Record> {
+    let mut all = Vec::new();
+    for table in Table::ALL.into_iter().filter(|table| *table != Table::DataKey) {
+        all.extend(every(store, table).await.into_iter().map(|record| Record { sealed: Vec::new(), ..record }));
+    }
+    all
+}
+
+/// Dies at each step. Every record opens all the while, and the same command brings the change to its end.
+#[tokio::test]
+async fn new_data_keys_lose_nothing_wherever_the_process_dies() {
+    let obo = full().await;
+    let store = &*obo.app.store;
+    let whole = verified(&obo).await;
+    let (records, tenants) = (without_seals(store).await, every(store, Table::DataKey).await.len());
+    let mut number = 1;
+    assert_eq!(sealed_with(store).await, BTreeSet::from([number]));
+    let mut deaths = 0;
+    // An odd stride, so that it dies before things and after them in turn.
+    for steps in (0..).step_by(5) {
+        let dying = Arc::new(Dying { inner: Arc::clone(&obo.app.store), steps: AtomicI64::new(steps) });
+        let outcome = upkeep_over(&obo, Arc::clone(&dying) as Arc<dyn Store>).change_data_keys(&mut |_| {}).await;
+        if dying.is_dead() {
+            deaths += 1;
+            let found = verified(&obo).await;
+            assert!(found.is_whole() && found.opened >= whole.opened, "after {steps} steps: {found:?}");
+            let done = sealed_with(store).await == BTreeSet::from([number + 1]);
+            let again = obo.app.upkeep.change_data_keys(&mut |_| {}).await.unwrap();
+            // Dead with everything done: then the same command is another change.
+            number += u32::from(done && !again.resumed);
+        } else {
+            assert!(!outcome.unwrap().resumed);
+        }
+        number += 1;
+        let anew: BTreeSet<u32> = sealed_with(store).await;
+        assert_eq!(anew, BTreeSet::from([number]), "one new key a change, after {steps} steps");
+        assert_eq!(every(store, Table::DataKey).await.len(), tenants * number as usize, "earlier ones stay");
+        assert_eq!(without_seals(store).await, records, "nothing but the seals has changed");
+        if !dying.is_dead() {
+            break;
+        }
+    }
+    assert!(deaths > 20, "{deaths}");
+    let found = verified(&obo).await;
+    assert!(found.is_whole(), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_server_goes_on_while_everything_is_sealed_anew() {
+    let obo = full().await;
+    let alice = obo.client("alice").await;
+    let mail = mail("carol@example.com", "x");
+    // A process of its own, with nothing of it open.
+    let other = upkeep_over(&obo, Arc::clone(&obo.app.store));
+    for round in 1..=3 {
+        let mut quiet = |_| {};
+        let (changed, called) =
+            tokio::join!(other.change_data_keys(&mut quiet), alice.call("Google_SendEmail", mail.clone()));
+        value_of(&called);
+        assert_eq!(changed.unwrap().left, 0);
+        // A refresh, which reads with the new key and writes.
+        obo.clock.advance(Duration::from_secs(7200));
+        value_of(&alice.call("Google_SendEmail", mail.clone()).await);
+        assert!(verified(&obo).await.is_whole(), "round {round}");
+    }
+    let grants = every(&*obo.app.store, Table::Grant).await;
+    assert!(grants.iter().all(|grant| Sealed::parse(&grant.sealed).unwrap().key_id() == 4));
+}
+
+#[tokio::test]
+async fn a_new_key_is_taken_while_processes_serve() {
+    let (program, provider) = Program::with_provider("").await;
+    assert_eq!(connect(&program, &provider, &["--user", "alice"], "alice").await.code, 0);
+    let mut serving = program.stdio("alice");
+    let send = ["call", "Google.SendEmail", "--user", "alice", "--input"];
+    let input = mail("bob@example.com", "x").to_string();
+    value_of(&serving.call("Google_SendEmail", mail("bob@example.com", "x")).await);
+
+    let where_to = program.run(&["vault", "rotate-key"]).await;
+    assert_eq!((where_to.code, where_to.stdout.as_str()), (2, ""), "{where_to:?}");
+    assert!(where_to.stderr.contains("--to FILE"), "{where_to:?}");
+    let new = program.dir.path().join("new.key");
+    let rotate = ["vault", "rotate-key", "--to", new.to_str().unwrap()];
+    let rotated = program.run(&rotate).await;
+    assert_eq!(rotated.code, 0, "{rotated:?}");
+    insta::assert_snapshot!(
+        "vault_rotated",
+        without_ids(&steady(&program, &format!("{}{}", rotated.stdout, rotated.stderr)))
+    );
+
+    // Who served before, serves on; who starts, is told.
+    value_of(&serving.call("Google_SendEmail", mail("bob@example.com", "x")).await);
+    let old = program.run(&[&send[..], &[&input]].concat()).await;
+    assert_eq!(old.code, 64, "{old:?}");
+    assert!(old.stderr.contains("if the key was changed"), "{old:?}");
+    // The same command again is no second change, though obo.toml names the old key.
+    let again = program.run(&rotate).await;
+    assert_eq!(again.code, 0, "{again:?}");
+    assert!(again.stdout.contains("already"), "{again:?}");
+
+    let toml = std::fs::read_to_string(program.config()).unwrap();
+    std::fs::write(program.config(), toml.replace("\"vault.key\"", "\"new.key\"")).unwrap();
+    let called = program.run(&[&send[..], &[&input]].concat()).await;
+    assert_eq!(called.code, 0, "{called:?}");
+    let anew = program.run(&["vault", "rotate-key", "--data-keys"]).await;
+    assert_eq!(anew.code, 0, "{anew:?}");
+    assert!(anew.stdout.starts_with("1 data keys are new, "), "{anew:?}");
+    value_of(&serving.call("Google_SendEmail", mail("bob@example.com", "x")).await);
+    assert_eq!(serving.close().await.0, 0);
+    let status = printed(&program.run(&["vault", "status", "--json", "--verify"]).await);
+    assert_eq!(status["verified"]["failed"], json!({}));
+    assert!(status["key_changed_at"].is_string() && status["data_keys_changed_at"].is_string(), "{status}");
+    assert_eq!(program.run(&["audit", "verify"]).await.code, 0);
+    let shown = program.run(&["audit", "show", "--json"]).await.stdout;
+    let phases = |note: &str| shown.lines().filter(|line| line.contains(&format!("\"{note}\""))).count();
+    assert_eq!((phases("vault.key_changed"), phases("vault.data_keys_changed")), (2, 2), "{shown}");
+}
+
+/// Key ids are random.
+fn without_ids(text: &str) -> String {
+    let id = |word: &str| word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let words = text.split(' ').map(|word| if id(word.trim_end_matches(['.', '\n'])) { "KEY" } else { word });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// docs/vault.md: its commands work in the order in which they stand there.
 #[tokio::test]
 async fn the_guide_for_operators_is_true() {
     let (program, provider) = Program::with_provider("").await;
     assert_eq!(connect(&program, &provider, &["--user", "alice"], "alice").await.code, 0);
+    let toml = blocks_of("docs/vault.md", "toml");
+    let [key] = &toml[..] else { panic!("{toml:?}") };
     let mut ran = 0;
     for line in blocks_of("docs/vault.md", "sh").concat().lines() {
         let words = words(line);
@@ -193,7 +406,13 @@ async fn the_guide_for_operators_is_true() {
         let mut command = program.command(&arguments);
         let output = command.current_dir(program.dir.path()).stdin(Stdio::null()).output().await.unwrap();
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        if line.contains("--to new.key") {
+            let before = std::fs::read_to_string(program.config()).unwrap();
+            let old = "[vault.key]\nsource = \"file\"\npath = \"vault.key\"\n";
+            assert!(before.contains(old), "{before}");
+            std::fs::write(program.config(), before.replace(old, key)).unwrap();
+        }
         ran += 1;
     }
-    assert!(ran >= 2, "{ran}");
+    assert!(ran >= 4, "{ran}");
 }

@@ -114,6 +114,7 @@ impl Found {
         line("size", size(self.file.bytes))?;
         line("integrity", "ok".to_owned())?;
         if let Ok(inside) = &self.opens {
+            line("key changed", time(inside.history.key_changed_at))?;
             line("last backup", time(inside.history.backed_up_at))?;
             line("recovery copy", time(inside.history.recovery_exported_at))?;
             if let Some(verified) = &inside.verified {
@@ -153,6 +154,8 @@ impl Found {
             "audit_records": self.file.log,
             "bytes": self.file.bytes,
             "integrity": "ok",
+            "key_changed_at": time(inside.and_then(|inside| inside.history.key_changed_at)),
+            "data_keys_changed_at": time(inside.and_then(|inside| inside.history.data_keys_changed_at)),
             "backed_up_at": time(inside.and_then(|inside| inside.history.backed_up_at)),
             "recovery_exported_at": time(inside.and_then(|inside| inside.history.recovery_exported_at)),
             "verified": inside.and_then(|inside| inside.verified.as_ref()).map(|verified| json!({

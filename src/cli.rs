@@ -245,7 +245,11 @@ impl Global {
     }
 
     fn open(&self, config: Config, way: Way) -> Result<App, Exit> {
-        let data_dir = self.data_dir()?;
+        self.open_in(self.data_dir()?, config, way)
+    }
+
+    /// The same in another data folder.
+    fn open_in(&self, data_dir: PathBuf, config: Config, way: Way) -> Result<App, Exit> {
         let prompt = Some(passphrase::prompt());
         Ok(App::open(Settings { config, data_dir, clock: Arc::new(SystemClock), way, prompt })?)
     }

@@ -16,8 +16,10 @@ use crate::store::{Record, RecordKey, Store, StoreError, Table};
 use crate::vault::{self, GrantStatus, Vault};
 
 mod data_keys;
+mod restored;
 
 pub use data_keys::DataKeysChanged;
+pub use restored::Restored;
 
 /// How many records are read at once.
 const PAGE: usize = 1000;
@@ -138,6 +140,15 @@ impl Upkeep {
     /// As after an error.
     pub async fn change_data_keys(&self, progress: Progress<'_>) -> Result<DataKeysChanged, Failure> {
         data_keys::change(self, progress).await
+    }
+
+    /// Goes through a vault that came back with a backup, before anybody uses it: connections are marked, so that their
+    /// providers are asked about them at their next use, and what is short-lived is removed.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn mark_restored(&self) -> Result<Restored, Failure> {
+        restored::mark(self).await
     }
 
     async fn guide(&self) -> Result<Guide<'_>, Failure> {

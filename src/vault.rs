@@ -196,6 +196,14 @@ impl Vault {
         self.safe.prefer(grant, after).await
     }
 
+    /// Notes that a grant came back with a backup: its tokens are not believed before the provider has answered for it.
+    ///
+    /// # Errors
+    /// `vault_unavailable`; also when it does not open.
+    pub async fn restored(&self, person: &Person, key: &RecordKey) -> Result<(), Failure> {
+        self.safe.restored(person, key).await
+    }
+
     /// Everybody who has connections, by the owner of their grants. A listing that does not open is left out: its
     /// person's grants are then found without a name.
     ///

@@ -7,6 +7,8 @@ use crate::app::App;
 use crate::audit::{Event, Kind, Phase};
 use crate::failure::{Code, Failure};
 
+mod backup;
+mod restore;
 mod rotate;
 mod status;
 
@@ -16,6 +18,10 @@ pub(super) enum Vault {
     Status(status::Status),
     /// Give the vault a new key, or its tenants new data keys
     RotateKey(rotate::RotateKey),
+    /// Write a backup to a new file, while obo runs. What is sealed stays sealed
+    Backup(backup::Backup),
+    /// Put a backup in the vault's place. No other obo may be running
+    Restore(restore::Restore),
 }
 
 impl Vault {
@@ -23,6 +29,8 @@ impl Vault {
         match self {
             Vault::Status(command) => command.run(global).await,
             Vault::RotateKey(command) => command.run(global).await,
+            Vault::Backup(command) => command.run(global).await,
+            Vault::Restore(command) => command.run(global).await,
         }
     }
 }

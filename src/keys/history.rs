@@ -15,6 +15,9 @@ pub struct History {
     /// A backup was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backed_up_at: Option<Timestamp>,
+    /// It came back with a backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_at: Option<Timestamp>,
     /// The key from outside was changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_changed_at: Option<Timestamp>,

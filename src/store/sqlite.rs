@@ -13,14 +13,19 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::{Lease, LogEntry, Record, RecordKey, Store, StoreError, Table, Write};
 
 mod folder;
+mod in_use;
 mod lease;
+mod restore;
 mod schema;
 pub mod upkeep;
 mod writer;
 
 use folder::Folder;
+use in_use::InUse;
 use lease::Locks;
 use writer::{Readers, Writer};
+
+pub use restore::Restoring;
 
 /// The largest sealed body accepted, in bytes. Grants are a few KiB, consent flows less.
 pub const MAX_SEALED_BYTES: usize = 1 << 20; // 1 MiB
@@ -39,6 +44,8 @@ pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
     locks: Locks,
+    /// Last, so that it is freed when the connections are closed.
+    _in_use: InUse,
 }
 
 impl SqliteStore {
@@ -51,10 +58,13 @@ impl SqliteStore {
     /// link, lies on a network file system, or was written by a newer obo; [`StoreError::Unavailable`] when the disk
     /// fails.
     pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        let in_use = InUse::shared(&Folder::without_database(data_dir)?)?;
+        restore::refuse_interrupted(data_dir)?;
         let folder = Folder::secure(data_dir)?;
         let locks = Locks::in_folder(folder.locks());
         let connection = schema::open(&folder, &locks)?;
-        Ok(Self { writer: Writer::start(connection)?, readers: Readers::start(folder.database())?, locks })
+        let (writer, readers) = (Writer::start(connection)?, Readers::start(folder.database())?);
+        Ok(Self { writer, readers, locks, _in_use: in_use })
     }
 }
 

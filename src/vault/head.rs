@@ -48,6 +48,10 @@ pub(super) struct Head {
     /// not know the key opens what it always did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) preferred_at: Option<Timestamp>,
+    /// When it came back with a backup. Until the provider has answered for it, its tokens may be ones that it has taken
+    /// back since. Left out where it did not, as `preferred_at` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) restored_at: Option<Timestamp>,
 }
 
 /// How good an access token still is.
@@ -98,6 +102,7 @@ impl Head {
             refreshing_since: None,
             // The choice is of an account, not of its tokens.
             preferred_at: earlier.and_then(|earlier| earlier.preferred_at),
+            restored_at: None,
         }
     }
 
@@ -115,6 +120,7 @@ impl Head {
             issued_at: now,
             expires_at: lifetime.map(|lifetime| later(now, lifetime)),
             refreshing_since: None,
+            restored_at: None,
             ..self.clone()
         }
     }
@@ -125,6 +131,8 @@ impl Head {
         let left = self.expires_at.map(|end| remaining(now, end));
         match (left, early) {
             (Some(Duration::ZERO), _) => Fitness::Expired,
+            // A refresh asks the provider whether the grant still lives. Without a refresh token, using it does.
+            _ if self.restored_at.is_some() && self.refresh_token.is_some() => Fitness::Expired,
             _ if self.refreshing_since.is_some() => Fitness::Ageing,
             (Some(left), Some(early)) if left <= early => Fitness::Ageing,
             _ => Fitness::Fresh,

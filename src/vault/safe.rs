@@ -237,6 +237,19 @@ impl Safe {
         .await
     }
 
+    /// Notes that a grant came back with a backup.
+    pub(super) async fn restored(&self, person: &Person, key: &RecordKey) -> Result<(), Failure> {
+        let keys = self.keys.open().await?;
+        let _lease = self.lease(key).await?;
+        let Some(Stored { mut head, generation }) = self.read(&keys, person, key).await? else { return Ok(()) };
+        head.restored_at = Some(self.clock.now());
+        match self.write(&keys, key, &head, Some(generation)).await {
+            Ok(_) => Ok(()),
+            Err(WriteError::Conflict) => Err(unavailable(StoreError::Conflict)),
+            Err(WriteError::Failed(failure)) => Err(failure),
+        }
+    }
+
     pub(super) async fn drain(&self, within: Duration) {
         self.tasks.close();
         if tokio::time::timeout(within, self.tasks.wait()).await.is_err() {

@@ -965,3 +965,45 @@ async fn people_are_listed_as_long_as_they_have_connections() {
     bench.token(&safe, &grant).await.unwrap();
     assert_eq!(listed().await, Some(person("alice")));
 }
+
+#[tokio::test]
+async fn a_restored_grant_is_asked_about_before_its_token_is_used() {
+    let bench = Bench::new(Rotation::Strict);
+    let safe = bench.safe();
+    let grant = bench.connect(&safe).await;
+    let keys = safe.keys.open().await.unwrap();
+    let key = safe::key_of(&keys, &grant.person, &grant.provider, &grant.account.key);
+    assert_eq!(bench.token(&safe, &grant).await.unwrap(), "access-0-1");
+    assert_eq!(bench.provider.requests(), 0);
+
+    safe.restored(&grant.person, &key).await.unwrap();
+    bench.provider.next(&[Fault::Down; 3]);
+    failed(bench.token(&safe, &grant).await);
+    bench.clock.advance(Duration::from_secs(60));
+    let asked = bench.provider.requests();
+    assert_eq!(bench.token(&safe, &grant).await.unwrap(), "access-0-2");
+    assert_eq!(bench.token(&safe, &grant).await.unwrap(), "access-0-2");
+    assert_eq!(bench.provider.requests(), asked + 1, "once: then it is as good as any");
+
+    // The backup is older than the newest refresh token, and the provider takes its use for theft.
+    bench.provider.state().families.get_mut(&0).unwrap().newest += 1;
+    safe.restored(&grant.person, &key).await.unwrap();
+    assert!(needs_consent(bench.token(&safe, &grant).await));
+    let head = bench.head(&safe, &grant).await;
+    assert_eq!((head.status, head.refresh_token.is_some()), (GrantStatus::NeedsConsent, true), "INV-9");
+    let anew = bench.connect(&safe).await;
+    assert_eq!(bench.token(&safe, &anew).await.unwrap(), "access-1-1", "a new consent is no restored one");
+}
+
+#[tokio::test]
+async fn a_restored_grant_without_a_refresh_token_is_tried_as_it_is() {
+    let bench = Bench::new(Rotation::Keeps);
+    let safe = bench.safe();
+    let answer = TokenAnswer { refresh_token: None, ..bench.provider.consent() };
+    let grant = safe.deposit(person("alice"), terms(), account("1"), answer, scopes(&["mail"])).await.unwrap();
+    let keys = safe.keys.open().await.unwrap();
+    let key = safe::key_of(&keys, &grant.person, &grant.provider, &grant.account.key);
+    safe.restored(&grant.person, &key).await.unwrap();
+    assert_eq!(bench.token(&safe, &grant).await.unwrap(), "access-0-1");
+    assert!(needs_consent(bench.after_rejection(&safe, &grant, "access-0-1").await));
+}

@@ -391,6 +391,122 @@ fn without_ids(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// Another machine: the same obo.toml and key, and a data folder of its own.
+fn another(program: &Program) -> Program {
+    let other = Program::new("");
+    let toml = std::fs::read_to_string(program.config()).unwrap();
+    let toml = toml.replace(&format!(":{}", program.port), &format!(":{}", other.port));
+    std::fs::write(other.config(), toml).unwrap();
+    other
+}
+
+#[tokio::test]
+async fn a_backup_brings_connections_back_and_their_providers_are_asked_first() {
+    let (program, provider) = Program::with_provider("").await;
+    for account in ["alice", "bob"] {
+        assert_eq!(connect(&program, &provider, &["--user", account], account).await.code, 0);
+    }
+    let none = another(&program).run(&["vault", "backup", "x"]).await;
+    assert_eq!((none.code, none.stdout.as_str()), (1, ""), "{none:?}");
+    // While a server has the vault open.
+    let mut serving = program.stdio("alice");
+    value_of(&serving.call("Google_SendEmail", mail("bob@example.com", "x")).await);
+    let file = program.dir.path().join("obo.backup");
+    let backup = ["vault", "backup", file.to_str().unwrap()];
+    let written = program.run(&backup).await;
+    assert_eq!(written.code, 0, "{written:?}");
+    assert!(written.stdout.starts_with(&format!("Wrote {}", file.display())), "{written:?}");
+    assert!(written.stderr.contains("4bb06f8e4e3a7715"), "it names the key: {written:?}");
+    #[cfg(unix)]
+    assert!(crate::support::program::is_private(&file));
+    let bytes = std::fs::read(&file).unwrap();
+    assert!(provider.secrets().len() >= 4);
+    for secret in provider.secrets() {
+        assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "a secret is not sealed");
+    }
+    let again = program.run(&backup).await;
+    assert_eq!(again.code, 1, "{again:?}");
+    assert!(again.stderr.contains("exists already"), "{again:?}");
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+    let status = printed(&program.run(&["vault", "status", "--json"]).await);
+    assert!(status["backed_up_at"].is_string(), "{status}");
+    value_of(&serving.call("Google_SendEmail", mail("bob@example.com", "x")).await);
+    assert_eq!(serving.close().await.0, 0);
+
+    // Elsewhere: the key opens it, and everything is there but what is begun anew.
+    provider.revoke_all("bob@example.com");
+    let other = another(&program);
+    let restore = ["vault", "restore", file.to_str().unwrap()];
+    let restored = other.run(&restore).await;
+    assert_eq!(restored.code, 0, "{restored:?}");
+    assert!(restored.stdout.ends_with(": 2 connections.\n"), "{restored:?}");
+    let status = printed(&other.run(&["vault", "status", "--json", "--verify"]).await);
+    assert_eq!((&status["verified"]["failed"], &status["connections"]["usable"]), (&json!({}), &json!(2)));
+    assert_eq!((&status["flows"], status["restored_at"].is_string()), (&json!(0), true), "{status}");
+    assert_eq!(other.run(&["audit", "verify"]).await.code, 0);
+    let shown = other.run(&["audit", "show", "--json"]).await.stdout;
+    assert_eq!(shown.lines().filter(|line| line.contains("\"vault.restored\"")).count(), 2, "{shown}");
+
+    let (input, sent) = (mail("bob@example.com", "x").to_string(), provider.mailbox("bob@example.com").len());
+    let call = |user| ["call", "Google.SendEmail", "--user", user, "--input", &input].map(str::to_owned);
+    let asked = provider.token_requests();
+    for expected in [asked + 1, asked + 1] {
+        let called = other.run(&call("alice").each_ref().map(String::as_str)).await;
+        assert_eq!(called.code, 0, "{called:?}");
+        assert_eq!(provider.token_requests(), expected, "asked about at the first use, and believed then");
+    }
+    let ended = other.run(&call("bob").each_ref().map(String::as_str)).await;
+    assert_eq!(ended.code, 3, "the provider had taken it back since: {ended:?}");
+    assert_eq!(provider.token_requests(), asked + 2);
+    assert_eq!(provider.mailbox("bob@example.com").len(), sent + 2);
+}
+
+#[tokio::test]
+async fn a_restore_that_cannot_be_changes_nothing() {
+    let (program, provider) = Program::with_provider("").await;
+    assert_eq!(connect(&program, &provider, &["--user", "alice"], "alice").await.code, 0);
+    let file = program.dir.path().join("obo.backup");
+    let path = file.to_str().unwrap();
+    assert_eq!(program.run(&["vault", "backup", path]).await.code, 0);
+    assert_eq!(connect(&program, &provider, &["--user", "bob"], "bob").await.code, 0);
+    let connections = async |program: &Program, user: &str| {
+        let ran = program.run(&["connections", "--user", user, "--json"]).await;
+        printed(&ran).as_array().unwrap().len()
+    };
+
+    let full = program.run(&["vault", "restore", path]).await;
+    assert_eq!((full.code, full.stdout.as_str()), (1, ""), "{full:?}");
+    assert!(full.stderr.contains("--replace"), "{full:?}");
+    let replace = ["vault", "restore", "--replace", path];
+    let mut serving = program.stdio("alice");
+    value_of(&serving.call("Google_SendEmail", mail("bob@example.com", "x")).await);
+    let busy = program.run(&replace).await;
+    assert_eq!(busy.code, 1, "{busy:?}");
+    assert!(busy.stderr.contains("another obo process uses"), "{busy:?}");
+    assert_eq!(serving.close().await.0, 0);
+
+    let key = program.dir.path().join("vault.key");
+    std::fs::write(&key, [8; 32]).unwrap();
+    let locked = program.run(&replace).await;
+    assert_eq!(locked.code, 64, "{locked:?}");
+    assert!(locked.stderr.contains("does not hold the key of this vault"), "{locked:?}");
+    std::fs::write(&key, [7; 32]).unwrap();
+    let nothing = program.run(&["vault", "restore", "--replace", program.config().to_str().unwrap()]).await;
+    assert_eq!(nothing.code, 1, "{nothing:?}");
+    assert_eq!((connections(&program, "alice").await, connections(&program, "bob").await), (1, 1));
+
+    let restored = program.run(&replace).await;
+    assert_eq!(restored.code, 0, "{restored:?}");
+    assert_eq!((connections(&program, "alice").await, connections(&program, "bob").await), (1, 0));
+    // What was there is a data folder like any other.
+    let aside = std::fs::read_dir(program.data()).unwrap().map(|entry| entry.unwrap().path());
+    let aside = aside.into_iter().find(|path| path.to_string_lossy().contains("replaced-")).unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_obo"));
+    command.arg("--config").arg(program.config()).arg("--data-dir").arg(&aside);
+    let output = command.args(["connections", "--user", "bob", "--json"]).stdin(Stdio::null()).output().await.unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap().as_array().unwrap().len(), 1);
+}
+
 /// docs/vault.md: its commands work in the order in which they stand there.
 #[tokio::test]
 async fn the_guide_for_operators_is_true() {
@@ -414,5 +530,5 @@ async fn the_guide_for_operators_is_true() {
         }
         ran += 1;
     }
-    assert!(ran >= 4, "{ran}");
+    assert!(ran >= 6, "{ran}");
 }

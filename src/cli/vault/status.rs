@@ -116,6 +116,9 @@ impl Found {
         if let Ok(inside) = &self.opens {
             line("key changed", time(inside.history.key_changed_at))?;
             line("last backup", time(inside.history.backed_up_at))?;
+            if let Some(at) = inside.history.restored_at {
+                line("restored", time(Some(at)))?;
+            }
             line("recovery copy", time(inside.history.recovery_exported_at))?;
             if let Some(verified) = &inside.verified {
                 line("opened", format!("{} records", verified.opened))?;
@@ -157,6 +160,7 @@ impl Found {
             "key_changed_at": time(inside.and_then(|inside| inside.history.key_changed_at)),
             "data_keys_changed_at": time(inside.and_then(|inside| inside.history.data_keys_changed_at)),
             "backed_up_at": time(inside.and_then(|inside| inside.history.backed_up_at)),
+            "restored_at": time(inside.and_then(|inside| inside.history.restored_at)),
             "recovery_exported_at": time(inside.and_then(|inside| inside.history.recovery_exported_at)),
             "verified": inside.and_then(|inside| inside.verified.as_ref()).map(|verified| json!({
                 "opened": verified.opened,
@@ -180,7 +184,7 @@ fn time(time: Option<Timestamp>) -> String {
 }
 
 /// Bytes, to be read by people.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: &[(u64, &str)] = &[(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match UNITS.iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),

@@ -10,15 +10,7 @@ pub(super) struct Folder(PathBuf);
 impl Folder {
     /// Makes the folder where there is none, and checks it and the files in it.
     pub(super) fn secure(path: &Path) -> Result<Self, StoreError> {
-        let folder = Self(path.to_owned());
-        create_private(path).map_err(|error| failed("make the data folder", path, &error))?;
-        check(path, Kind::Folder)?;
-        check_file_system(path)?;
-
-        let locks = folder.locks();
-        create_private(&locks).map_err(|error| failed("make the folder", &locks, &error))?;
-        check(&locks, Kind::Folder)?;
-
+        let folder = Self::without_database(path)?;
         let database = folder.database();
         create_file(&database).map_err(|error| failed("make the file", &database, &error))?;
         check(&database, Kind::File)?;
@@ -38,6 +30,24 @@ impl Folder {
         self.0.join("obo.db")
     }
 
+    /// The same, but for the files in it: they are not looked at, and not made.
+    pub(super) fn without_database(path: &Path) -> Result<Self, StoreError> {
+        let folder = Self(path.to_owned());
+        create_private(path).map_err(|error| failed("make the data folder", path, &error))?;
+        check(path, Kind::Folder)?;
+        check_file_system(path)?;
+
+        let locks = folder.locks();
+        create_private(&locks).map_err(|error| failed("make the folder", &locks, &error))?;
+        check(&locks, Kind::Folder)?;
+        Ok(folder)
+    }
+
+    /// The folder itself.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// The database file, and the files that SQLite keeps beside it while it is in use.
     pub(super) fn parts(&self) -> Vec<PathBuf> {
         let named = |beside: &str| {
@@ -46,6 +56,16 @@ impl Folder {
             PathBuf::from(name)
         };
         ["", "-wal", "-shm", "-journal"].map(named).into()
+    }
+
+    /// The lock file of everybody who has the store open.
+    pub(super) fn in_use(&self) -> PathBuf {
+        self.locks().join("in-use")
+    }
+
+    /// Where a backup is prepared before it takes the database's place.
+    pub(super) fn restoring(&self) -> PathBuf {
+        self.0.join("restoring")
     }
 
     /// Where the lease files are.
@@ -60,11 +80,11 @@ enum Kind {
     File,
 }
 
-fn failed(what: &str, path: &Path, error: &std::io::Error) -> StoreError {
+pub(super) fn failed(what: &str, path: &Path, error: &std::io::Error) -> StoreError {
     StoreError::Unavailable(format!("cannot {what} {}: {error}", path.display()))
 }
 
-fn create_private(path: &Path) -> std::io::Result<()> {
+pub(super) fn create_private(path: &Path) -> std::io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]

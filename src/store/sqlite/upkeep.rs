@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use rusqlite::Connection;
 
-use super::folder::Folder;
-use super::schema;
+use super::folder::{Folder, failed};
+use super::{restore, schema};
+use crate::secret::random_text;
 use crate::store::{StoreError, Table};
 
 /// Most problems that a check names.
@@ -65,7 +66,7 @@ pub async fn examine(data_dir: &Path, now: Timestamp) -> Result<Examined, StoreE
             let db = schema::connect(&file)?;
             let (_, format) = schema::format_of(&db)?;
             // A file that is not sound may fail every further question.
-            let problems = problems_of(&db)?;
+            let problems = problems_of(&db, "quick_check")?;
             let counts = if problems.is_empty() { counts_of(&db, now)? } else { Vec::new() };
             let log = if problems.is_empty() {
                 db.query_row("SELECT count(*) FROM log", [], |row| super::number(row, 0))?
@@ -79,10 +80,68 @@ pub async fn examine(data_dir: &Path, now: Timestamp) -> Result<Examined, StoreE
     .await
 }
 
+/// Writes a copy of the store to a new file, as it stands at one moment. Other processes may go on using it. Sealed
+/// records stay sealed. Gives the copy's size in bytes.
+///
+/// # Errors
+/// [`StoreError::Unusable`] when there is such a file already; [`StoreError::Unavailable`] when it cannot be written.
+pub async fn backup(data_dir: &Path, to: &Path) -> Result<u64, StoreError> {
+    let (data_dir, to) = (data_dir.to_owned(), to.to_owned());
+    on_its_own_thread(move || {
+        let exists = || StoreError::Unusable(format!("{} exists already; name a new file", to.display()));
+        if to.symlink_metadata().is_ok() {
+            return Err(exists());
+        }
+        let folder = Folder::secure(&data_dir)?;
+        // It appears whole or not at all, under its name.
+        let partial = beside(&to);
+        let written = copy_into(&folder.database(), &partial).and_then(|bytes| {
+            // Unlike a rename, a link never takes the place of a file that has appeared since.
+            match std::fs::hard_link(&partial, &to) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(exists()),
+                Err(error) => Err(failed("write", &to, &error)),
+                Ok(()) => Ok(bytes),
+            }
+        });
+        let _ = std::fs::remove_file(&partial);
+        let bytes = written?;
+        restore::sync(to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        Ok(bytes)
+    })
+    .await
+}
+
+/// A name beside `path` that nobody else uses.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}-{}", random_text::<9>()))
+}
+
+fn copy_into(database: &Path, to: &Path) -> Result<u64, StoreError> {
+    let text = to
+        .to_str()
+        .ok_or_else(|| StoreError::Unusable(format!("{} is not a name that SQLite can write to", to.display())))?;
+    // Made before SQLite does, which would make it readable for everybody.
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(to).map_err(|error| failed("write", to, &error))?;
+    let copy = || -> rusqlite::Result<Vec<String>> {
+        schema::connect(database)?.execute("VACUUM INTO ?1", [text])?;
+        problems_of(&schema::connect(to)?, "quick_check")
+    };
+    let problems = copy().map_err(|error| StoreError::Unavailable(format!("cannot copy the vault: {error}")))?;
+    if let Some(first) = problems.first() {
+        return Err(StoreError::Unavailable(format!("the copy of the vault is not sound ({first}); try another disk")));
+    }
+    file.sync_all().and_then(|()| file.metadata()).map(|found| found.len()).map_err(|error| failed("write", to, &error))
+}
+
 /// What SQLite finds wrong with a file.
-fn problems_of(db: &Connection) -> rusqlite::Result<Vec<String>> {
+pub(super) fn problems_of(db: &Connection, check: &'static str) -> rusqlite::Result<Vec<String>> {
     let found: rusqlite::Result<Vec<String>> = db
-        .prepare(&format!("PRAGMA quick_check({MAX_PROBLEMS})"))
+        .prepare(&format!("PRAGMA {check}({MAX_PROBLEMS})"))
         .and_then(|mut check| check.query_map([], |row| row.get(0))?.collect());
     let mut found = match found {
         // Damage can be so bad that the check itself ends with it.
@@ -111,7 +170,7 @@ fn counts_of(db: &Connection, now: Timestamp) -> rusqlite::Result<Vec<Count>> {
 }
 
 /// Runs what may take minutes on a thread that serves nobody else.
-async fn on_its_own_thread<T: Send + 'static>(
+pub(super) async fn on_its_own_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let ended = |_| StoreError::Unavailable("a thread for the vault's file could not be run".to_owned());

@@ -74,7 +74,7 @@ export class Person {
         const { activeElement: at } = document;
         const { outlineStyle, outlineWidth } = getComputedStyle(at);
         const outline = outlineStyle === "none" ? 0 : parseFloat(outlineWidth);
-        const name = at === document.body ? null : at.outerHTML.slice(0, 60);
+        const name = at === document.body ? null : `${at.outerHTML.slice(0, 60)} ${at.textContent}`;
         return { name, outline, height: at.getBoundingClientRect().height };
       });
       if (name !== null) reached.set(name, { name, ...seen });

@@ -33,9 +33,10 @@ export class World {
    * Starts the providers and writes obo's configuration; `serve` starts obo.
    *
    * `organisations`: names; each gets an identity provider of its own, and is a tenant and an issuer of that name.
-   * `server`, `slack`: further lines of these tables.
+   * `server`, `slack`, `issuer`: further lines of these tables; `further`: further tables. `front`: what stands in front
+   * of obo, see front.mjs.
    */
-  static async start({ obo, testbed, python, organisations = [], server = "", slack = "" }) {
+  static async start({ obo, testbed, python, organisations = [], front, ...lines }) {
     const world = new World();
     world.obo = obo;
     world.children = [];
@@ -43,7 +44,8 @@ export class World {
     world.folders = [];
     world.takeFolder();
     world.port = await freePort();
-    world.url = `http://127.0.0.1:${world.port}`;
+    world.url = front?.url ?? `http://127.0.0.1:${world.port}`;
+    front?.to(world.port);
     world.said = []; // every byte that obo wrote to stdout or stderr, with the command it was
 
     const redirects = ["google", "slack"].map((id) => `${world.url}/oauth/callback/${id}`);
@@ -52,7 +54,7 @@ export class World {
     world.providers = JSON.parse((await within(world.bedLines.next(), START_MS, "the test bed")).value);
     world.organisations = {};
     for (const name of organisations) world.organisations[name] = await world.startIssuer(testbed, name);
-    world.configure({ server, slack });
+    world.configure(lines);
     return world;
   }
 
@@ -76,7 +78,7 @@ export class World {
     mkdirSync(this.data, { mode: 0o700 });
   }
 
-  configure({ server, slack }) {
+  configure({ server = "", slack = "", issuer = "", further = "" }) {
     this.config = join(this.folder, "obo.toml");
     const keyFile = join(this.folder, "vault.key");
     writeFileSync(keyFile, randomBytes(32).toString("base64"), { mode: 0o600 });
@@ -86,14 +88,17 @@ client_id = "${this.providers[id].client_id}"
 client_secret = "env:E2E_${id.toUpperCase()}_SECRET"
 origin = "${this.providers[id].base}"
 `;
-    const issuer = ([name, { issuer, client_id }]) => `
+    const issuers = Object.entries(this.organisations).map(
+      ([name, { issuer: url, client_id }]) => `
 [[identity.issuer]]
 name = "${name}"
 tenant = "${name}"
-issuer = "${issuer}"
+issuer = "${url}"
 client_id = "${client_id}"
 client_secret = "env:E2E_${name.toUpperCase()}_SECRET"
-`;
+${issuer}
+`,
+    );
     writeFileSync(
       this.config,
       `[server]
@@ -106,7 +111,7 @@ store = "file"
 source = "file"
 path = "${keyFile}"
 ${provider("google")}${provider("slack")}${slack}
-${Object.entries(this.organisations).map(issuer).join("")}`,
+${issuers.join("")}${further}`,
     );
     this.environment = {
       PATH: process.env.PATH,

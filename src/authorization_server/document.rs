@@ -191,7 +191,7 @@ mod tests {
     async fn a_document_s_name_is_connected_to_only_where_strangers_may_lead() {
         let canary = Stub::start(|_| Reply::json(200, "{}")).await;
         let port = canary.address().port();
-        let id = format!("https://client.example:{port}/client.json");
+        let id = format!("https://tool.example:{port}/client.json");
         // Nobody wrote it down; and what stands elsewhere in obo.toml is not there for strangers.
         for written in [vec![], vec![Url::parse(&id).unwrap()]] {
             let documents = documents(&Config::default(), &written);
@@ -202,7 +202,7 @@ mod tests {
         }
         assert_eq!(canary.connections(), 0);
         // Written down for this, it is; the canary has no certificate.
-        let open = Config { allow_private: vec![format!("client.example:{port}")], ..Config::default() };
+        let open = Config { allow_private: vec![format!("tool.example:{port}")], ..Config::default() };
         let error = documents(&open, &[]).fetch(&id).await.unwrap_err();
         assert!(matches!(error, ClientError::Unavailable(_)), "{error:?}");
         assert_eq!(canary.connections(), 1);

@@ -310,8 +310,12 @@ impl Issuer {
     }
 
     fn groups(&self, claims: &Map<String, Value>) -> Result<Vec<String>, &'static str> {
-        let Some(claim) = self.config.groups_claim.as_ref().and_then(|name| claims.get(name)) else {
-            return Ok(Vec::new());
+        let Some(name) = &self.config.groups_claim else { return Ok(Vec::new()) };
+        let Some(claim) = claims.get(name) else {
+            // OpenID Connect Core §5.6.2: where issuers put more groups than they write into a token.
+            let elsewhere =
+                claims.get("_claim_names").and_then(Value::as_object).is_some_and(|all| all.contains_key(name));
+            return if elsewhere { Err("the groups stand elsewhere (_claim_names)") } else { Ok(Vec::new()) };
         };
         let groups = match claim {
             Value::String(group) => vec![group.clone()],

@@ -384,6 +384,8 @@ async fn tokens_that_are_not_what_they_seem_are_refused() {
     ] {
         case(&format!("groups {groups:.40}"), rsa(&header, &with(&claims, "groups", groups)));
     }
+    let elsewhere = with(&without(&claims, "groups"), "_claim_names", json!({"groups": "a"}));
+    case("groups elsewhere", rsa(&header, &elsewhere));
     case("duplicate sub", duplicate(r#""sub":"bob""#));
     case("duplicate sub, escaped", duplicate(r#""\u0073ub":"bob""#));
     case("duplicate aud", duplicate(r#""aud":"x""#));
@@ -725,6 +727,7 @@ async fn what_an_id_token_leaves_out_is_asked_of_the_issuer() {
         (json!({"groups": ["dev"]}), told(), "", "alice", &["dev"], 0),
         (json!({"groups": []}), told(), "", "alice", &[], 0),
         (json!({"groups": ["dev"]}), told(), org, "alice", &["dev"], 1),
+        (json!({"_claim_names": {"groups": "a"}}), told(), "", "alice", &["ops"], 1),
         // Nobody tells.
         (json!({}), Some((200, json!({"sub": "alice"}))), "", "alice", &[], 1),
         (json!({}), None, "", "alice", &[], 0),

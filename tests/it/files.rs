@@ -112,8 +112,10 @@ fn the_notes_of_the_audit_are_all_explained() {
     let note = |text: &str| {
         let name = text.split([' ', ':']).next().unwrap_or_default();
         let (kind, what) = name.split_once('.')?;
-        let known =
-            matches!(kind, "consent" | "disconnect" | "refresh" | "leak" | "audit" | "token" | "app" | "client" | "vault");
+        let known = matches!(
+            kind,
+            "consent" | "disconnect" | "refresh" | "leak" | "audit" | "token" | "app" | "client" | "vault"
+        );
         let plain = !what.is_empty() && what.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         (known && plain).then(|| name.to_owned())
     };

@@ -9,8 +9,9 @@ import json
 import random
 import socket
 import sys
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-SERVICES = ("google", "slack")
+SERVICES = ("google", "slack", "github", "microsoft", "linear", "salesforce", "hubspot")
 
 
 class Remembering(dict):
@@ -39,6 +40,30 @@ def free_base_port():
     sys.exit("no free ports")
 
 
+def like_hubspot(gate, client):
+    """Adds what the test bed's HubSpot lacks: optional scopes, and whose token it is."""
+    serve = gate.serve_inner
+
+    def serve_inner(method, path, p, headers, body):
+        if p == "/oauth/authorize":
+            query = dict(parse_qsl(urlsplit(path).query))
+            # HubSpot refuses a link that does not ask for what the app requires.
+            if query.get("scope") != "oauth":
+                return gate.js(400, {"error": "invalid_scope"})
+            query["scope"] += " " + query.pop("optional_scope", "")
+            path = f"{p}?{urlencode(query)}"
+        elif (method, p) == ("POST", "/oauth/v1/token/introspect"):
+            form = dict(parse_qsl(body.decode()))
+            token = gate.access.get(form.get("token"))
+            if (form.get("client_id"), form.get("client_secret")) != client or token is None or token.dead:
+                return gate.js(200, {"active": False})
+            user = {"user": f"{token.user}@example.com", "user_id": 1 if token.user == "alice" else 2}
+            return gate.js(200, {"active": True, "token": form["token"], "hub_id": 4242, "hub_domain": "acme.example", **user})
+        return serve(method, path, p, headers, body)
+
+    gate.serve_inner = serve_inner
+
+
 def main():
     sys.path.insert(0, sys.argv[1])
     sys.dont_write_bytecode = True
@@ -48,6 +73,7 @@ def main():
     ever = set()
     for gate in bed.gates.values():
         gate.access, gate.refresh = Remembering(ever), Remembering(ever)
+    like_hubspot(bed.gates["hubspot"], testbed.client("hubspot"))
     try:
         print(json.dumps({name: bed.describe()[name] for name in SERVICES}), flush=True)
         for line in sys.stdin:

@@ -33,11 +33,12 @@ export class World {
    * Starts the providers and writes obo's configuration; `serve` starts obo.
    *
    * `organisations`: names; each gets an identity provider of its own, and is a tenant and an issuer of that name.
-   * `server`, `slack`, `issuer`: further lines of these tables; `further`: further tables. `front`: what stands in front
-   * of obo, see front.mjs.
+   * `providers`: the ids of those that obo has a client of. `server`, `slack`, `issuer`: further lines of these tables;
+   * `further`: further tables. `front`: what stands in front of obo, see front.mjs.
    */
-  static async start({ obo, testbed, python, organisations = [], front, ...lines }) {
+  static async start({ obo, testbed, python, organisations = [], providers = ["google", "slack"], front, ...lines }) {
     const world = new World();
+    world.clients = providers;
     world.obo = obo;
     world.children = [];
     world.folder = mkdtempSync(join(tmpdir(), "obo-e2e-"));
@@ -48,7 +49,7 @@ export class World {
     front?.to(world.port);
     world.said = []; // every byte that obo wrote to stdout or stderr, with the command it was
 
-    const redirects = ["google", "slack"].map((id) => `${world.url}/oauth/callback/${id}`);
+    const redirects = providers.map((id) => `${world.url}/oauth/callback/${id}`);
     world.bed = spawn(python, [join(here, "bed.py"), testbed, ...redirects], { stdio: ["pipe", "pipe", "inherit"] });
     world.bedLines = createInterface({ input: world.bed.stdout })[Symbol.asyncIterator]();
     world.providers = JSON.parse((await within(world.bedLines.next(), START_MS, "the test bed")).value);
@@ -110,16 +111,15 @@ store = "file"
 [vault.key]
 source = "file"
 path = "${keyFile}"
-${provider("google")}${provider("slack")}${slack}
+${this.clients.map((id) => provider(id) + (id === "slack" ? slack : "")).join("")}
 ${issuers.join("")}${further}`,
     );
     this.environment = {
       PATH: process.env.PATH,
       HOME: this.folder,
       RUST_LOG: "debug",
-      E2E_GOOGLE_SECRET: this.providers.google.client_secret,
-      E2E_SLACK_SECRET: this.providers.slack.client_secret,
     };
+    for (const id of this.clients) this.environment[`E2E_${id.toUpperCase()}_SECRET`] = this.providers[id].client_secret;
     for (const [name, { client_secret }] of Object.entries(this.organisations)) {
       this.environment[`E2E_${name.toUpperCase()}_SECRET`] = client_secret;
     }

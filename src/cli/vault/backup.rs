@@ -23,7 +23,7 @@ impl Backup {
         };
         let keys = app.keys.open().await?;
         let bytes = recorded(&app, "vault.backed_up", async {
-            Ok(upkeep::backup(&global.data_dir()?, &self.file).await.map_err(Exit::failed)?)
+            upkeep::backup(&global.data_dir()?, &self.file).await.map_err(Exit::failed)
         })
         .await?;
         let at = app.clock.now();

@@ -112,10 +112,8 @@ fn the_notes_of_the_audit_are_all_explained() {
     let note = |text: &str| {
         let name = text.split([' ', ':']).next().unwrap_or_default();
         let (kind, what) = name.split_once('.')?;
-        let known = matches!(
-            kind,
-            "consent" | "disconnect" | "refresh" | "leak" | "audit" | "token" | "app" | "client" | "vault"
-        );
+        let known =
+            matches!(kind, "consent" | "disconnect" | "refresh" | "leak" | "audit" | "token" | "app" | "client");
         let plain = !what.is_empty() && what.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         (known && plain).then(|| name.to_owned())
     };
@@ -123,6 +121,11 @@ fn the_notes_of_the_audit_are_all_explained() {
     for file in files_in(&root().join("src")).into_iter().filter(|file| file.extension().is_some_and(|e| e == "rs")) {
         let text = fs::read_to_string(file).unwrap();
         given.extend(text.split('"').filter_map(note));
+        // Events of the log begin so too: of these only what a command puts on record.
+        let recorded = ["recorded(&app, \"", "recorded(app, \""].into_iter().flat_map(|call| text.split(call).skip(1));
+        given.extend(
+            recorded.filter_map(|rest| rest.split('"').next()).filter(|n| n.starts_with("vault.")).map(str::to_owned),
+        );
     }
     assert!(given.len() > 20, "the search finds what it looks for: {given:?}");
     assert_eq!(given, explained);

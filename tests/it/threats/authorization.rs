@@ -21,6 +21,9 @@ mod refresh;
 
 const ON: &str = "[authorization_server]\nenabled = true\n";
 
+/// Makes something else of what was right.
+type Bend = fn(&str) -> String;
+
 /// A server with a person, alice, who has a client; and mallory, who has one too, and tries things.
 struct World {
     obo: TestObo,

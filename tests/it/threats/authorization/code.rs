@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use obo::clock::Clock as _;
 
-use super::{Heard, World};
+use super::{Bend, Heard, World};
 use crate::support::OauthClient;
 use crate::support::oauth_client::{Answer, Tokens, challenge, listed, parameters};
 
 pub(super) const FAMILY: &str = "code injection";
 
+/// A parameter of a form, and what stands there; `None`: it is left out.
+type Change = (&'static str, Option<String>);
+
 /// What somebody sends with a code that they have stolen, all else being as it should.
-fn wrong_forms(
-    world: &World,
-    begun_verifier: &str,
-) -> Vec<(&'static str, Vec<(&'static str, Option<String>)>, &'static str)> {
+fn wrong_forms(world: &World, begun_verifier: &str) -> Vec<(&'static str, Vec<Change>, &'static str)> {
     let other = |name, value: &str, error| (name, value.to_owned(), error);
     let mut forms = Vec::new();
     for (name, client_id, error) in [
@@ -121,7 +121,7 @@ async fn t6_a_stolen_code_is_worth_nothing() {
             heard
         })
         .await;
-    let bend: [(&str, fn(&str) -> String); 7] = [
+    let bend: [(&str, Bend); 7] = [
         ("cut off", |code| code[..42].to_owned()),
         ("with a letter more", |code| format!("{code}A")),
         ("in lower case", |code| code.to_lowercase()),

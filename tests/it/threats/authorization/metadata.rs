@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::{CALLBACK, Heard, ON, World};
+use super::{Bend, CALLBACK, Heard, ON, World};
 use crate::support::documents::{Document, Documents};
 use crate::support::oauth_client::register;
 use crate::support::{Browser, OauthClient, TestObo};
@@ -354,7 +354,7 @@ async fn t11_no_client_speaks_for_another_and_no_document_leads_obo_anywhere() {
             heard
         })
         .await;
-    let forge: [(&str, fn(&str) -> String); 6] = [
+    let forge: [(&str, Bend); 6] = [
         ("without its seal", |id| id.split_once('.').unwrap().0.to_owned()),
         ("with an empty seal", |id| format!("{}.", id.split_once('.').unwrap().0)),
         ("with half a seal", |id| id[..id.len() - 21].to_owned()),

@@ -148,7 +148,8 @@ async fn t7_nobody_is_sent_anywhere_but_to_an_address_of_the_client() {
         .await;
     // A client of mallory's, whose address is in order: a link to obo must not end there by itself, not by an error
     // either. Before the sign-in nothing of it is shown; after it, a link that the person may follow or not.
-    let errors: [(&str, &[(&str, Option<&str>)]); 7] = [
+    type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
+    let errors: [(&str, Changes<'_>); 7] = [
         ("response_type", &[("response_type", Some("token"))]),
         ("no response_type", &[("response_type", None)]),
         ("response_mode", &[("response_mode", Some("fragment"))]),

@@ -167,7 +167,8 @@ async fn t6_a_refresh_token_that_comes_back_ends_the_sign_in_for_both() {
             heard
         })
         .await;
-    let bend: [(&str, fn(&Tokens) -> String); 8] = [
+    type Of = fn(&Tokens) -> String;
+    let bend: [(&str, Of); 8] = [
         ("an access token", |own| own.access.clone()),
         ("an access token that begins like a refresh token", |own| own.access.replace("oboa_", "obor_")),
         ("one without its beginning", |own| own.refresh.replace("obor_", "")),

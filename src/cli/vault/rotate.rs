@@ -105,7 +105,7 @@ fn say(changed: &Changed, now: &Config, to: &Config) -> Result<(), Exit> {
         }
         eprintln!();
     }
-    eprintln!("Backups made until now open with the old key only, or with a recovery copy: make a new one.");
+    eprintln!("Backups made until now open with the old key only: make a new one.");
     if let Some(left) = &changed.left {
         eprintln!("The old key could not be removed from the OS keyring ({left}); it opens the vault no longer.");
     }

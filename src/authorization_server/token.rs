@@ -73,6 +73,11 @@ impl AuthorizationServer {
     /// # Errors
     /// See [`TokenError`].
     pub async fn token(&self, form: &[u8]) -> Result<Value, TokenError> {
+        let (this, form) = (self.clone(), form.to_vec());
+        to_its_end(async move { this.give_tokens(&form).await }).await
+    }
+
+    async fn give_tokens(&self, form: &[u8]) -> Result<Value, TokenError> {
         let parameters = read(form)?;
         let client_id = self.client_of(&parameters).await?;
         if !parameters.resources().all(|resource| self.is_resource(resource)) {
@@ -119,6 +124,11 @@ impl AuthorizationServer {
     /// # Errors
     /// See [`TokenError`].
     pub async fn revoke(&self, form: &[u8]) -> Result<(), TokenError> {
+        let (this, form) = (self.clone(), form.to_vec());
+        to_its_end(async move { this.end_token(&form).await }).await
+    }
+
+    async fn end_token(&self, form: &[u8]) -> Result<(), TokenError> {
         let parameters = read(form)?;
         let client_id = self.client_of(&parameters).await?;
         let token = parameters.get("token").ok_or_else(|| TokenError::request("token is missing"))?;
@@ -149,6 +159,15 @@ impl AuthorizationServer {
             Err(ClientError::Failed(failure)) => Err(failure.into()),
         }
     }
+}
+
+/// Carries a request to its end when its client goes away: whoever shows a stolen token and hangs up must not keep that off
+/// the record, and a session is not left half begun.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, TokenError>> + Send + 'static,
+) -> Result<T, TokenError> {
+    let ended_early = |_| Err(Failure::internal("the request of a client ended early").into());
+    tokio::spawn(work).await.unwrap_or_else(ended_early)
 }
 
 fn read(form: &[u8]) -> Result<Parameters, TokenError> {

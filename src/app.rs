@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::authorization_server::{self, AuthorizationServer};
 use crate::call::{Obo, Stages};
 use crate::catalog::Catalog;
 use crate::clock::SharedClock;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, StoreName};
 use crate::consent::{self, Consent, Door, Listener};
 use crate::egress::{Egress, is_loopback};
 use crate::executor::Executor;
@@ -21,6 +21,7 @@ use crate::identity::Identity;
 use crate::keys::Keys;
 use crate::oauth::Oauth;
 use crate::policy::Policy;
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError, Table};
 use crate::transport::loopback::{Loopback, Owner, Proof, Site, owner_route, shared_address};
@@ -110,7 +111,7 @@ impl App {
         }
         let catalog = load_catalog(&config)?;
 
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&data_dir)?);
+        let store = open_store(&config, &data_dir)?;
         let data_dir = std::fs::canonicalize(&data_dir).unwrap_or(data_dir);
         let mut keys = Keys::new(Arc::clone(&store), config.vault.key.clone());
         if let Some(prompt) = prompt {
@@ -223,6 +224,17 @@ fn digest_of_providers(catalog: &Catalog) -> [u8; 32] {
         }
     }
     sha.finalize().into()
+}
+
+/// Opens the store that obo.toml names.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn open_store(config: &Config, data_dir: &Path) -> Result<Arc<dyn Store>, OpenError> {
+    Ok(match (config.vault.store, &config.vault.url) {
+        (StoreName::Postgres, Some(url)) => Arc::new(PostgresStore::open(url)?),
+        _ => Arc::new(SqliteStore::open(data_dir)?),
+    })
 }
 
 /// Reads the manifests; what is wrong with one of them is logged, and leaves the others alone.

@@ -163,9 +163,13 @@ impl VaultConfig {
     fn check(&self) -> Result<(), String> {
         match self.store {
             StoreName::File => {}
-            StoreName::Keyring | StoreName::Postgres => {
-                return Err("vault.store: this version keeps its vault in a file only; write \"file\"".to_owned());
+            StoreName::Keyring => {
+                return Err("vault.store: this version does not keep its vault in a keyring; write \"file\"".to_owned());
             }
+            StoreName::Postgres if self.url.is_none() => {
+                return Err("vault.url is missing; name the database, such as \"env:OBO_DATABASE_URL\"".to_owned());
+            }
+            StoreName::Postgres => {}
         }
         let key = &self.key;
         match (key.source, &key.path) {
@@ -242,7 +246,7 @@ mod tests {
             ("[sever]\n", "did you mean \"server\"?"),
             ("[providers.google]\nclientid = \"a\"\n", "did you mean \"client_id\"?"),
             ("[vault.key]\nsource = \"file\"\n", "vault.key.path is missing"),
-            ("[vault]\nstore = \"postgres\"\n", "vault.store"),
+            ("[vault]\nstore = \"postgres\"\n", "vault.url is missing"),
             ("[server]\nconsent_wait = \"2m\"\n", "too long"),
             ("x = [", "obo.toml"),
         ] {

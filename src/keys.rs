@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use crate::failure::{Code, Failure};
 use crate::id::TenantId;
 use crate::secret::{Secret, SecretBytes};
-use crate::store::{Record, RecordKey, Store, StoreError, Table, Write};
+use crate::store::{self, Record, RecordKey, Store, StoreError, Table, Write};
 
 mod change;
 mod data_keys;
@@ -424,6 +424,11 @@ impl OpenKeys {
         Ok(self.load(tenant).await?.map_or(0, |keys| keys.0.len()))
     }
 
+    /// The store as far as it concerns a tenant.
+    fn within(&self, tenant: &TenantId) -> Arc<dyn Store> {
+        store::within(&self.store, &self.owner_of_data_keys(tenant))
+    }
+
     fn known(&self, tenant: &TenantId) -> Option<Arc<DataKeys>> {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned()
     }
@@ -433,7 +438,7 @@ impl OpenKeys {
         let owner = self.owner_of_data_keys(tenant);
         let wrapping = self.root.derive(&[WRAPS_DATA_KEYS]);
         let mut keys = BTreeMap::new();
-        for record in self.store.owned(Table::DataKey, &owner).await? {
+        for record in self.within(tenant).owned(Table::DataKey, &owner).await? {
             let sealed = Sealed::parse(&record.sealed).ok_or(KeyError::DoesNotOpen)?;
             let body = wrapping.open(&data_key_context(tenant), &sealed)?;
             let (number, key) = body.expose().split_first_chunk::<4>().ok_or(KeyError::DoesNotOpen)?;
@@ -450,7 +455,7 @@ impl OpenKeys {
     /// Makes a tenant's first data key; or finds that another process just has.
     async fn first(&self, tenant: &TenantId) -> Result<Arc<DataKeys>, KeyError> {
         let new = self.data_key(tenant, FIRST_DATA_KEY)?;
-        match self.store.apply(vec![new]).await {
+        match self.within(tenant).apply(vec![new]).await {
             Ok(()) | Err(StoreError::Conflict) => {}
             Err(error) => return Err(error.into()),
         }

@@ -3,11 +3,23 @@
 //! One trait, one file a backend, one contract suite (`tests/it/contract_store.rs`) that every backend passes. A store
 //! knows no secret and no name: keys are hashes, bodies are sealed by [`crate::keys`] before they arrive.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use tokio::sync::broadcast;
 
+pub mod postgres;
 pub mod sqlite;
+
+/// The largest sealed body accepted, in bytes. Grants are a few KiB, consent flows less.
+pub const MAX_SEALED_BYTES: usize = 1 << 20; // 1 MiB
+
+/// The largest log entry accepted, in bytes.
+pub const MAX_LOG_BODY_BYTES: usize = 1 << 20; // 1 MiB
+
+/// Most rows that one call of [`Store::scan`] or [`Store::log`] gives, whatever limit it was asked for.
+pub const MAX_ROWS: usize = 10_000;
 
 /// What a record is. The number is stored.
 ///
@@ -167,13 +179,44 @@ pub enum StoreError {
 }
 
 /// Holds a name exclusively, over processes and replicas, until it is dropped (or its holder dies).
-pub struct Lease(#[expect(dead_code, reason = "held for its Drop")] Box<dyn Send + Sync>);
+pub struct Lease {
+    _guard: Box<dyn Send + Sync>,
+    /// Until when it is held; none: for as long as this process lives.
+    until: Option<Arc<Mutex<Instant>>>,
+}
 
 impl Lease {
     /// Wraps whatever releases the name when it is dropped.
     pub fn new(guard: impl Send + Sync + 'static) -> Self {
-        Self(Box::new(guard))
+        Self { _guard: Box::new(guard), until: None }
     }
+
+    /// The same, for a name that is held until a moment, which whoever renews it moves on.
+    pub fn until(guard: impl Send + Sync + 'static, until: Arc<Mutex<Instant>>) -> Self {
+        Self { _guard: Box::new(guard), until: Some(until) }
+    }
+
+    /// Whether the name stays held for `span` from now even if nothing renews it. A process that was stopped for a while
+    /// may have lost what it holds: ask this before what must not be done twice.
+    pub fn lasts(&self, span: Duration) -> bool {
+        let Some(until) = &self.until else { return true };
+        Instant::now() + span <= *until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A record that was written or removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Changed {
+    /// What it is.
+    pub table: Table,
+    /// Its key.
+    pub key: RecordKey,
+}
+
+/// The store as far as it concerns one tenant, where the store can tell tenants apart: what others have is then neither
+/// seen nor changed. `tenant` is what [`Store::of_tenant`] says.
+pub fn within(store: &Arc<dyn Store>, tenant: &RecordKey) -> Arc<dyn Store> {
+    store.of_tenant(tenant).unwrap_or_else(|| Arc::clone(store))
 }
 
 /// A place for records and the log.
@@ -182,6 +225,18 @@ impl Lease {
 /// A write whose future is dropped may or may not have happened; it never happens by halves.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync {
+    /// A view of one tenant's records, named by a hash; what it adds belongs to that tenant. None: this store cannot tell
+    /// tenants apart. See [`within`].
+    fn of_tenant(&self, _tenant: &RecordKey) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// Hears of changes to consent flows that other processes make, as soon as may be. Some may go unheard, so who waits
+    /// for one looks from time to time as well. None: this store cannot tell.
+    fn changes(&self) -> Option<broadcast::Receiver<Changed>> {
+        None
+    }
+
     /// Reads one record, expired or not.
     ///
     /// # Errors

@@ -10,7 +10,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{Lease, LogEntry, Record, RecordKey, Store, StoreError, Table, Write};
+use super::{
+    Lease, LogEntry, MAX_LOG_BODY_BYTES, MAX_ROWS, MAX_SEALED_BYTES, Record, RecordKey, Store, StoreError, Table, Write,
+};
 
 mod folder;
 mod in_use;
@@ -26,15 +28,6 @@ use lease::Locks;
 use writer::{Readers, Writer};
 
 pub use restore::Restoring;
-
-/// The largest sealed body accepted, in bytes. Grants are a few KiB, consent flows less.
-pub const MAX_SEALED_BYTES: usize = 1 << 20; // 1 MiB
-
-/// The largest log entry accepted, in bytes.
-pub const MAX_LOG_BODY_BYTES: usize = 1 << 20; // 1 MiB
-
-/// Most rows that one call of [`Store::scan`] or [`Store::log`] gives, whatever limit it was asked for.
-pub const MAX_ROWS: usize = 10_000;
 
 /// Rows removed in one transaction by [`Store::prune`], so that it never holds up other writers for long.
 const PRUNE_ROWS: usize = 1_000;

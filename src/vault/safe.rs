@@ -18,7 +18,7 @@ use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId};
 use crate::keys::{Keys, OpenKeys};
 use crate::oauth::{Account, Revocation, TokenAnswer};
-use crate::store::{Lease, Record, RecordKey, Store, StoreError, Table, Write};
+use crate::store::{self, Lease, Record, RecordKey, Store, StoreError, Table, Write};
 
 /// How long a grant may be held by another process: a refresh that waits for a slow provider.
 const LEASE_WAIT: Duration = Duration::from_secs(60);
@@ -91,7 +91,7 @@ impl Safe {
         let keys = self.keys.open().await?;
         let owner = people::owner(&keys, person);
         let mut grants = Vec::new();
-        for record in self.store.owned(Table::Grant, &owner).await.map_err(unavailable)? {
+        for record in self.of_tenant(&keys, person).owned(Table::Grant, &owner).await.map_err(unavailable)? {
             match unseal(&keys, person, &record).await {
                 Ok(stored) => grants.push(stored.head.grant()),
                 // One bad record must not keep its person from every other connection.
@@ -192,7 +192,7 @@ impl Safe {
             loop {
                 let delete = Write::Delete { table: Table::Grant, key, generation: stored.generation };
                 let writes = [Some(delete), safe.unlisting(&keys, &person, &key).await?];
-                match safe.store.apply(writes.into_iter().flatten().collect()).await {
+                match safe.of_tenant(&keys, &person).apply(writes.into_iter().flatten().collect()).await {
                     Ok(()) => {
                         safe.warm(&key);
                         return Ok(revocation);
@@ -273,7 +273,7 @@ impl Safe {
         person: &Person,
         key: &RecordKey,
     ) -> Result<Option<Stored>, Failure> {
-        match self.store.get(Table::Grant, key).await.map_err(unavailable)? {
+        match self.of_tenant(keys, person).get(Table::Grant, key).await.map_err(unavailable)? {
             Some(record) => Ok(Some(unseal(keys, person, &record).await?)),
             None => Ok(None),
         }
@@ -302,11 +302,16 @@ impl Safe {
         };
         let write = if replaces.is_some() { Write::Replace(record) } else { Write::Insert(record) };
         let listing = people::listing(keys, &head.person).await.map_err(|error| WriteError::Failed(error.into()))?;
-        match self.store.apply(vec![write, listing]).await {
+        match self.of_tenant(keys, &head.person).apply(vec![write, listing]).await {
             Ok(()) => Ok(replaces.unwrap_or_default() + 1),
             Err(StoreError::Conflict) => Err(WriteError::Conflict),
             Err(error) => Err(WriteError::Failed(unavailable(error))),
         }
+    }
+
+    /// The store as far as it concerns a person's tenant.
+    pub(super) fn of_tenant(&self, keys: &OpenKeys, person: &Person) -> Arc<dyn Store> {
+        store::within(&self.store, &keys.owner_of_data_keys(&person.tenant))
     }
 
     /// Runs work in a task of its own, so that a caller who goes away does not stop it half-way.

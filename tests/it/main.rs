@@ -23,6 +23,7 @@ mod invariants;
 mod layering;
 mod life_of_a_call;
 mod own_tools;
+mod postgres;
 mod processes;
 mod provider_answers;
 mod readme;

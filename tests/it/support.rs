@@ -21,7 +21,9 @@ pub mod documents;
 pub mod issuer;
 pub mod mcp;
 pub mod oauth_client;
+pub mod postgres;
 pub mod program;
+pub mod replicas;
 pub mod rest;
 
 pub use browser::Browser;
@@ -38,6 +40,8 @@ pub struct TestObo {
     pub base: String,
     pub dir: TempDir,
     stop: CancellationToken,
+    /// Further replicas, where the tests run with several.
+    _others: Vec<App>,
 }
 
 impl Drop for TestObo {
@@ -182,28 +186,60 @@ impl Builder {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, manifest).unwrap();
         }
-        let mut text = format!("[vault.key]\nsource = \"file\"\npath = {key:?}\n");
+        let mut text = vault(&dir.path().join("data"));
+        text.push_str(&format!("[vault.key]\nsource = \"file\"\npath = {key:?}\n"));
         if !self.tools.is_empty() {
             text.push_str(&format!("[tools]\ndirs = [{tools:?}]\n"));
         }
         text.push_str(&providers(&provider));
         text.push_str(&self.config);
-        let environment = Environment::from([("OBO_SERVER__LISTEN", &*address.to_string())]);
-        let config = Config::parse(&text, "obo.toml", dir.path(), &environment).unwrap();
-
-        let shared: SharedClock = clock.clone();
-        let app = App::open(Settings {
-            config,
-            data_dir: dir.path().join("data"),
-            clock: shared,
-            way: Way::Serve,
-            prompt: None,
-        })
-        .unwrap();
-        let site = app::site(&app, address).unwrap();
         let stop = CancellationToken::new();
-        tokio::spawn(obo::transport::http::serve(listener, site, stop.clone()));
-        TestObo { provider, app, clock, base, dir, stop }
+        let open = |listen: String, public: Option<&str>| {
+            let listen = ("OBO_SERVER__LISTEN", listen.as_str());
+            let environment = match public {
+                Some(public) => Environment::from([listen, ("OBO_SERVER__PUBLIC_URL", public)]),
+                None => Environment::from([listen]),
+            };
+            let config = Config::parse(&text, "obo.toml", dir.path(), &environment).unwrap();
+            let (data_dir, clock): (_, SharedClock) = (dir.path().join("data"), clock.clone());
+            App::open(Settings { config, data_dir, clock, way: Way::Serve, prompt: None }).unwrap()
+        };
+        let (app, others) = match replicas::wanted() {
+            None => {
+                let app = open(address.to_string(), None);
+                let site = app::site(&app, address).unwrap();
+                tokio::spawn(obo::transport::http::serve(listener, site, stop.clone()));
+                (app, Vec::new())
+            }
+            Some(count) => {
+                let mut apps = Vec::new();
+                let mut addresses = Vec::new();
+                for _ in 0..count {
+                    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                    let address = listener.local_addr().unwrap();
+                    let app = open(address.to_string(), Some(&base));
+                    let site = app::site(&app, address).unwrap();
+                    tokio::spawn(obo::transport::http::serve(listener, site, stop.clone()));
+                    apps.push(app);
+                    addresses.push(address);
+                }
+                replicas::balance(listener, addresses, stop.clone());
+                (apps.remove(0), apps)
+            }
+        };
+        TestObo { provider, app, clock, base, dir, stop, _others: others }
+    }
+}
+
+/// The table `[vault]`, for a data folder: nothing, or a database of its own where `OBO_TEST_STORE=postgres`. Tests that
+/// look into the file of the embedded store do not pass with it.
+fn vault(data_dir: &std::path::Path) -> String {
+    match std::env::var("OBO_TEST_STORE").as_deref() {
+        Ok("postgres") => {
+            let database = postgres::database(&data_dir.display().to_string()).unwrap();
+            format!("[vault]\nstore = \"postgres\"\nurl = {:?}\n", database.url)
+        }
+        _ => String::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use super::{providers, write_key};
+use super::{providers, vault, write_key};
 use crate::provider::{self, Provider};
 
 /// A configuration and a data folder for the program.
@@ -50,8 +50,9 @@ impl Program {
     /// Writes obo.toml.
     pub fn configure(&self, further: &str) {
         let text = format!(
-            "[server]\nlisten = \"127.0.0.1:{}\"\nconsent_wait = \"20s\"\n[vault.key]\nsource = \"file\"\npath = \"vault.key\"\n{further}",
-            self.port
+            "[server]\nlisten = \"127.0.0.1:{}\"\nconsent_wait = \"20s\"\n{}[vault.key]\nsource = \"file\"\npath = \"vault.key\"\n{further}",
+            self.port,
+            vault(&self.data())
         );
         std::fs::write(self.config(), text).unwrap();
     }

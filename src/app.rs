@@ -91,14 +91,18 @@ pub struct App {
     pub clients: Option<AuthorizationServer>,
 }
 
-impl App {
-    /// Puts the parts together.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub fn open(settings: Settings) -> Result<Self, OpenError> {
-        let Settings { config, data_dir, clock, way, prompt } = settings;
-        let loopback_base = loopback_base(&config)?;
+/// What needs no store.
+struct Prepared {
+    egress: Egress,
+    catalog: Arc<Catalog>,
+    loopback_base: Url,
+    shared: SocketAddr,
+}
+
+impl Prepared {
+    fn of(settings: &Settings) -> Result<Self, OpenError> {
+        let Settings { config, way, .. } = settings;
+        let loopback_base = loopback_base(config)?;
         let shared = shared_address(config.server.listen);
         let mut written = config.written_urls();
         // Where the owner of the shared port is asked who it is.
@@ -106,12 +110,38 @@ impl App {
             Url::parse(&format!("http://{shared}")).map_err(|e| ConfigError::new(format!("server.listen: {e}")))?,
         );
         let egress = Egress::new(&config.network, &written).map_err(ConfigError::new)?;
-        if way == Way::Serve {
+        if *way == Way::Serve {
             egress.prepare().map_err(ConfigError::new)?;
         }
-        let catalog = load_catalog(&config)?;
+        let catalog = load_catalog(config)?;
+        Ok(Self { egress, catalog, loopback_base, shared })
+    }
+}
 
-        let store = open_store(&config, &data_dir)?;
+impl App {
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(settings: Settings) -> Result<Self, OpenError> {
+        // What is wrong with obo.toml is said before anything is made.
+        let parts = Prepared::of(&settings)?;
+        let store = open_store(&settings.config, &settings.data_dir)?;
+        Self::put_together(settings, parts, store)
+    }
+
+    /// The same over a store that is open, whatever obo.toml says of it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn over(settings: Settings, store: Arc<dyn Store>) -> Result<Self, OpenError> {
+        let parts = Prepared::of(&settings)?;
+        Self::put_together(settings, parts, store)
+    }
+
+    fn put_together(settings: Settings, parts: Prepared, store: Arc<dyn Store>) -> Result<Self, OpenError> {
+        let Settings { config, data_dir, clock, way, prompt } = settings;
+        let Prepared { egress, catalog, loopback_base, shared } = parts;
         let data_dir = std::fs::canonicalize(&data_dir).unwrap_or(data_dir);
         let mut keys = Keys::new(Arc::clone(&store), config.vault.key.clone());
         if let Some(prompt) = prompt {

@@ -1,7 +1,7 @@
 //! The command line. stdout belongs to a command's result; everything else goes to stderr.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -12,6 +12,7 @@ use crate::failure::{Code, Failure};
 use crate::id::{Person, Source, TenantId, UserId};
 use crate::identity::os_user_name;
 use crate::keys::KeyError;
+use crate::store::Store;
 
 mod app;
 mod audit;
@@ -69,6 +70,9 @@ struct Global {
         help_heading = GLOBAL
     )]
     log: LogFormat,
+    /// The stores that were opened, to be closed when the command has ended: tasks that nobody ends may hold them still.
+    #[arg(skip)]
+    stores: Arc<Mutex<Vec<Weak<dyn Store>>>>,
 }
 
 #[derive(Subcommand)]
@@ -250,9 +254,29 @@ impl Global {
 
     /// The same in another data folder.
     fn open_in(&self, data_dir: PathBuf, config: Config, way: Way) -> Result<App, Exit> {
-        let prompt = Some(passphrase::prompt());
-        Ok(App::open(Settings { config, data_dir, clock: Arc::new(SystemClock), way, prompt })?)
+        self.opened(App::open(settings(data_dir, config, way))?)
     }
+
+    /// The same over a store that is open.
+    fn open_over(&self, store: Arc<dyn Store>, config: Config, way: Way) -> Result<App, Exit> {
+        self.opened(App::over(settings(self.data_dir()?, config, way), store)?)
+    }
+
+    fn opened(&self, app: App) -> Result<App, Exit> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&app.store));
+        Ok(app)
+    }
+
+    async fn close(&self) {
+        let stores = std::mem::take(&mut *self.stores.lock().unwrap_or_else(PoisonError::into_inner));
+        for store in stores.iter().filter_map(Weak::upgrade) {
+            store.close().await;
+        }
+    }
+}
+
+fn settings(data_dir: PathBuf, config: Config, way: Way) -> Settings {
+    Settings { config, data_dir, clock: Arc::new(SystemClock), way, prompt: Some(passphrase::prompt()) }
 }
 
 impl Cli {
@@ -272,7 +296,15 @@ impl Cli {
     /// How it ended.
     pub async fn run(self) -> Result<(), Exit> {
         let global = &self.global;
-        match self.command {
+        let result = self.command.run(global).await;
+        global.close().await;
+        result
+    }
+}
+
+impl Command {
+    async fn run(self, global: &Global) -> Result<(), Exit> {
+        match self {
             Command::Stdio(command) => command.run(global).await,
             Command::Serve(command) => command.run(global).await,
             Command::Connect(command) => command.run(global).await,

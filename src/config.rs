@@ -14,7 +14,7 @@ use crate::{audit, authorization_server, catalog, egress, identity, keys, policy
 
 mod source;
 
-pub use source::{Environment, default_config_file, default_data_dir};
+pub use source::{Environment, default_config_file, default_data_dir, secret_of};
 
 /// Everything obo.toml can say. Paths in it are relative to it.
 #[derive(Clone, Default, Deserialize, JsonSchema)]

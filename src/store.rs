@@ -213,6 +213,60 @@ pub struct Changed {
     pub key: RecordKey,
 }
 
+/// What a look at a whole store found. No key is needed for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// Where it is.
+    pub place: Place,
+    /// The format of the file or the tables.
+    pub format: i32,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Records by table: how many there are, and how many of them have expired but were not removed yet.
+    pub counts: Vec<Count>,
+    /// Entries of the log.
+    pub log: u64,
+    /// What the store itself finds wrong with what it holds; empty: it is sound, or nothing was looked at.
+    pub problems: Vec<String>,
+}
+
+impl Examined {
+    /// How many records of a table there are that have not expired.
+    pub fn living(&self, table: Table) -> u64 {
+        let of_table = self.counts.iter().filter(|count| count.table == Some(table));
+        of_table.map(|count| count.records - count.expired).sum()
+    }
+}
+
+/// Where a store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a file.
+    File(std::path::PathBuf),
+    /// In a database: which one, without what is secret, and its version.
+    Database(String),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Database(text) => f.write_str(text),
+        }
+    }
+}
+
+/// The records of one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// None: a newer obo's.
+    pub table: Option<Table>,
+    /// How many there are.
+    pub records: u64,
+    /// How many of them have expired.
+    pub expired: u64,
+}
+
 /// The store as far as it concerns one tenant, where the store can tell tenants apart: what others have is then neither
 /// seen nor changed. `tenant` is what [`Store::of_tenant`] says.
 pub fn within(store: &Arc<dyn Store>, tenant: &RecordKey) -> Arc<dyn Store> {
@@ -235,6 +289,18 @@ pub trait Store: Send + Sync {
     /// for one looks from time to time as well. None: this store cannot tell.
     fn changes(&self) -> Option<broadcast::Receiver<Changed>> {
         None
+    }
+
+    /// Gives back what this process holds, leases above all, so that nobody waits for a process that has ended. For the end
+    /// of a process: what goes on using the store does so without its leases.
+    async fn close(&self) {}
+
+    /// Looks at the store as a whole. It may take seconds for millions of records.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; also where this store has nothing to say.
+    async fn examine(&self, _now: Timestamp) -> Result<Examined, StoreError> {
+        Err(StoreError::Unavailable("this store cannot be looked at as a whole".to_owned()))
     }
 
     /// Reads one record, expired or not.

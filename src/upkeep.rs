@@ -15,9 +15,11 @@ use crate::secret::SecretBytes;
 use crate::store::{Record, RecordKey, Store, StoreError, Table};
 use crate::vault::{self, GrantStatus, Vault};
 
+mod copy;
 mod data_keys;
 mod restored;
 
+pub use copy::Copied;
 pub use data_keys::DataKeysChanged;
 pub use restored::Restored;
 
@@ -71,6 +73,12 @@ impl Upkeep {
     /// Over the parts of one vault.
     pub fn new(store: Arc<dyn Store>, keys: Keys, vault: Vault, audit: Audit) -> Self {
         Self { store, keys, vault, audit }
+    }
+
+    /// The same vault as another store has it, which the same keys open.
+    #[must_use]
+    pub fn in_store(&self, store: Arc<dyn Store>) -> Self {
+        Self { store, keys: self.keys.clone(), vault: self.vault.clone(), audit: self.audit.clone() }
     }
 
     /// Counts the connections.
@@ -151,6 +159,18 @@ impl Upkeep {
         restored::mark(self).await
     }
 
+    /// Copies everything into another store that nobody uses, sealed as it is. What an earlier try has copied is gone on
+    /// with, and what it has copied and is no longer here is removed there. Nobody may write here meanwhile.
+    ///
+    /// # Errors
+    /// `vault_unavailable`; what was copied until then stays there.
+    ///
+    /// # Cancellation
+    /// As after an error.
+    pub async fn copy_to(&self, to: &Arc<dyn Store>, progress: Progress<'_>) -> Result<Copied, Failure> {
+        copy::copy(self, to, progress).await
+    }
+
     async fn guide(&self) -> Result<Guide<'_>, Failure> {
         let keys = self.keys.open().await?;
         let people = self.vault.people().await?;
@@ -203,6 +223,21 @@ impl Guide<'_> {
             Err(KeyError::DoesNotOpen) => Ok(Opened::No),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The tenant that a record belongs to, as [`crate::store::within`] names it; none: obo itself, or nobody who is named.
+    async fn tenant_of(&mut self, record: &Record) -> Result<Option<RecordKey>, Failure> {
+        let owner = match record.table {
+            Table::Grant => record.owner,
+            Table::Person => record.key,
+            // Owned by its tenant.
+            Table::DataKey => return Ok(Some(record.owner)),
+            _ => return Ok(None),
+        };
+        if !self.people.contains_key(&owner) {
+            self.ask_audit().await?;
+        }
+        Ok(self.people.get(&owner).map(|person| self.keys.owner_of_data_keys(&person.tenant)))
     }
 
     async fn sealed_for(&mut self, record: &Record) -> Result<Option<(TenantId, Context)>, Failure> {

@@ -8,6 +8,7 @@ use crate::audit::{Event, Kind, Phase};
 use crate::failure::{Code, Failure};
 
 mod backup;
+mod migrate;
 mod restore;
 mod rotate;
 mod status;
@@ -22,6 +23,8 @@ pub(super) enum Vault {
     Backup(backup::Backup),
     /// Put a backup in the vault's place. No other obo may be running
     Restore(restore::Restore),
+    /// Move the vault from the file into PostgreSQL, or back. No other obo may be running
+    Migrate(migrate::Migrate),
 }
 
 impl Vault {
@@ -31,6 +34,7 @@ impl Vault {
             Vault::RotateKey(command) => command.run(global).await,
             Vault::Backup(command) => command.run(global).await,
             Vault::Restore(command) => command.run(global).await,
+            Vault::Migrate(command) => command.run(global).await,
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{Config, ConfigError};
 use crate::schema::unknown_keys;
+use crate::secret::Secret;
 
 /// Largest file that a `file:PATH` secret may be, in bytes.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
@@ -209,6 +210,20 @@ fn resolve_secrets(value: &mut Value, folder: &Path, environment: &Environment) 
         }
     }
     Ok(())
+}
+
+/// What a command was told of a secret, as obo.toml would say it: `env:NAME` or `file:PATH`, beginning at the working
+/// folder. The secret itself is refused, because everybody on the machine can read a command line.
+///
+/// # Errors
+/// The text names `key`, and never the secret.
+pub fn secret_of(text: &str, key: &str) -> Result<Secret, ConfigError> {
+    if !text.starts_with("env:") && !text.starts_with("file:") {
+        return Err(ConfigError(format!(
+            "{key}: write env:NAME or file:PATH, so that it does not stand on the command line"
+        )));
+    }
+    secret(text, key, Path::new(""), &Environment::of_process()?).map(Secret::new)
 }
 
 fn secret(text: &str, key: &str, folder: &Path, environment: &Environment) -> Result<String, ConfigError> {

@@ -2,19 +2,19 @@
 //! for all of them.
 //!
 //! A flow that ends in this process wakes its own waiters at once. One that another process ends is seen at the next
-//! look, which asks for nothing but generations; only who waits for a flow that changed reads it.
+//! look, or as soon as the store tells of it; a look asks for nothing but generations; only who waits for a flow that changed reads it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, broadcast};
 
 use super::flow::FlowId;
 use crate::clock::SharedClock;
-use crate::store::{RecordKey, Store, Table};
+use crate::store::{Changed, RecordKey, Store, Table};
 
 /// How often the watcher looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -117,8 +117,9 @@ impl Polls {
     }
 
     async fn watch(&self) {
+        let mut changes = self.inner.store.changes();
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            self.pause(&mut changes).await;
             let keys: Vec<RecordKey> = {
                 let mut held = self.held();
                 if held.flows.is_empty() {
@@ -131,6 +132,21 @@ impl Polls {
                 self.look(keys).await;
             }
         }
+    }
+
+    /// Until it is time to look: at the latest after [`LOOK_EVERY`], and at once when another process has changed a flow
+    /// that somebody waits for.
+    async fn pause(&self, changes: &mut Option<broadcast::Receiver<Changed>>) {
+        let until = tokio::time::Instant::now() + LOOK_EVERY;
+        while let Some(receiver) = changes {
+            match tokio::time::timeout_at(until, receiver.recv()).await {
+                Ok(Ok(changed)) if !self.held().flows.contains_key(&changed.key) => {}
+                // One of ours; or some went unheard.
+                Ok(Ok(_) | Err(broadcast::error::RecvError::Lagged(_))) | Err(_) => return,
+                Ok(Err(broadcast::error::RecvError::Closed)) => *changes = None,
+            }
+        }
+        tokio::time::sleep_until(until).await;
     }
 
     async fn look(&self, keys: &[RecordKey]) {

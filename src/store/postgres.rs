@@ -13,8 +13,8 @@ use tokio::sync::broadcast;
 use tokio_postgres::Row;
 
 use super::{
-    Changed, Lease, LogEntry, MAX_LOG_BODY_BYTES, MAX_ROWS, MAX_SEALED_BYTES, Record, RecordKey, Store, StoreError,
-    Table, Write,
+    Changed, Count, Examined, Lease, LogEntry, MAX_LOG_BODY_BYTES, MAX_ROWS, MAX_SEALED_BYTES, Place, Record,
+    RecordKey, Store, StoreError, Table, Write,
 };
 use crate::secret::Secret;
 
@@ -23,12 +23,15 @@ mod changes;
 mod lease;
 mod link;
 mod schema;
+mod snapshot;
 
 use address::Address;
 use changes::Changes;
 use lease::Leases;
 use link::{Link, Open, Statement, Value, failed};
 use schema::State;
+
+pub use snapshot::Snapshot;
 
 /// Rows removed in one transaction by [`Store::prune`], so that it never holds up other writers for long.
 const PRUNE_ROWS: i64 = 1_000;
@@ -86,6 +89,99 @@ impl PostgresStore {
     /// # Errors
     /// As [`PostgresStore::open`].
     pub fn open_with(url: &Secret, lease: Duration) -> Result<Self, StoreError> {
+        Self::open_as(url, lease, &[State::InUse])
+    }
+
+    /// Opens a database that a vault is to be moved into: one without a vault, or one whose filling was cut off. Nobody
+    /// else opens it before [`PostgresStore::now_in_use`].
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`]; [`StoreError::Unusable`] when there is a vault in it.
+    pub async fn fill(url: &Secret) -> Result<Self, StoreError> {
+        let store = Self::open_as(url, lease::SPAN, &[State::BeingFilled, State::InUse])?;
+        let empty = "UPDATE obo.vault SET state = 'being filled' WHERE state = 'being filled'
+                     OR NOT EXISTS (SELECT FROM obo.record) AND NOT EXISTS (SELECT FROM obo.log)";
+        // Row security would hide what is there, and so make every vault look empty: counted within a scope.
+        let statement = Statement { sql: empty, values: Vec::new(), changes: Some(1) };
+        match store.shared.link.write(store.scope(), vec![statement]).await {
+            Ok(()) => {}
+            Err(StoreError::Conflict) => {
+                return Err(StoreError::Unusable(format!(
+                    "{} has a vault already; name an empty database",
+                    store.server().place
+                )));
+            }
+            Err(error) => return Err(error),
+        }
+        store.refuse_others().await?;
+        Ok(store)
+    }
+
+    /// Opens a database that [`PostgresStore::fill`] has filled, but that nobody has said to be in use.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`].
+    pub fn filled(url: &Secret) -> Result<Self, StoreError> {
+        Self::open_as(url, lease::SPAN, &[State::BeingFilled, State::InUse])
+    }
+
+    /// Opens a vault that is to be moved elsewhere, or whose moving was cut off. From now on nobody else opens it, until
+    /// [`PostgresStore::now_in_use`].
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`]; [`StoreError::Unavailable`] while another process has it open.
+    pub async fn leave(url: &Secret) -> Result<Self, StoreError> {
+        let store = Self::open_as(url, lease::SPAN, &[State::InUse, State::BeingMoved])?;
+        store.set_state(State::BeingMoved).await?;
+        if let Err(error) = store.refuse_others().await {
+            store.now_in_use().await?;
+            return Err(error);
+        }
+        Ok(store)
+    }
+
+    /// Says that the vault in the database is the one to use.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn now_in_use(&self) -> Result<(), StoreError> {
+        self.set_state(State::InUse).await
+    }
+
+    /// Says that what is in the database is elsewhere now: nobody opens it again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn now_moved(&self) -> Result<(), StoreError> {
+        self.set_state(State::Moved).await
+    }
+
+    async fn set_state(&self, state: State) -> Result<(), StoreError> {
+        let set = "UPDATE obo.vault SET state = $1";
+        let values = vec![Value::Text(state.as_str().to_owned())];
+        self.shared.link.write(self.scope(), vec![Statement { sql: set, values, changes: Some(1) }]).await
+    }
+
+    async fn refuse_others(&self) -> Result<(), StoreError> {
+        match self.others().await? {
+            0 => Ok(()),
+            some => Err(StoreError::Unavailable(format!(
+                "{some} other obo processes use {}; end them, and wait {} s for one that was killed",
+                self.server().place,
+                lease::SPAN.as_secs()
+            ))),
+        }
+    }
+
+    /// The records as they stand at this moment, for a copy: what others write meanwhile is not in it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        Snapshot::take(&self.shared).await
+    }
+
+    fn open_as(url: &Secret, lease: Duration, states: &[State]) -> Result<Self, StoreError> {
         let address = Address::parse(url)?;
         let (link, open) = Link::start(&address)?;
         let (link, open) = (Arc::new(link), Arc::new(open));
@@ -93,16 +189,26 @@ impl PostgresStore {
         let known = link.block_on({
             let (link, leases) = (Arc::clone(&link), Arc::clone(&leases));
             async move {
-                let known = schema::prepare(&link.connection().await?).await?;
+                // Announced before the state is read: whoever changes it looks for others after that.
+                let client = link.connection().await?;
+                schema::prepare(&client).await?;
                 leases.present().await?;
-                Ok::<_, StoreError>(known)
+                schema::prepare(&client).await
             }
         })??;
-        if known.state != State::InUse.as_str() {
+        if !states.iter().any(|state| state.as_str() == known.state) {
+            link.block_on({
+                let leases = Arc::clone(&leases);
+                async move { leases.leave().await }
+            })?;
             return Err(StoreError::Unusable(format!(
-                "the vault in {} is not in use: it {}; see docs/vault.md",
+                "the vault in {} is not in use: it {}",
                 address.shown,
-                if known.state == State::Moved.as_str() { "was moved elsewhere" } else { "is being filled" }
+                match known.state.as_str() {
+                    "moved" => "was moved elsewhere; see obo.toml's [vault]",
+                    "being filled" => "is being filled; if `obo vault migrate` was cut off, run it again",
+                    _ => "is being moved elsewhere; if `obo vault migrate` was cut off, run it again",
+                }
             )));
         }
         if known.unsynced {
@@ -157,13 +263,7 @@ impl PostgresStore {
 
     async fn log_page(&self, sql: &'static str, from: u64, limit: usize) -> Result<Vec<(u64, LogEntry)>, StoreError> {
         let from = i64::try_from(from).unwrap_or(i64::MAX);
-        let rows = self.read(sql, vec![Value::Long(from), rows_at_most(limit)]).await?;
-        rows.iter()
-            .map(|row| {
-                let entry = LogEntry { writer: text(row, 1)?, seq: number(row, 2)?, body: text(row, 3)? };
-                Ok((number(row, 0)?, entry))
-            })
-            .collect()
+        snapshot::entries(&self.read(sql, vec![Value::Long(from), rows_at_most(limit)]).await?)
     }
 }
 
@@ -176,6 +276,41 @@ impl Drop for Shared {
 
 #[async_trait::async_trait]
 impl Store for PostgresStore {
+    async fn close(&self) {
+        self.shared.leases.leave().await;
+    }
+
+    async fn examine(&self, now: Timestamp) -> Result<Examined, StoreError> {
+        let counts = self
+            .read(
+                "SELECT kind::bigint, count(*), count(*) FILTER (WHERE expires_at < $1)
+                 FROM obo.record GROUP BY kind ORDER BY kind",
+                vec![Value::Long(now.as_microsecond())],
+            )
+            .await?;
+        let counts = counts.iter().map(|row| {
+            let kind = number(row, 0)?;
+            Ok(Count {
+                table: Table::ALL.into_iter().find(|table| u64::from(*table as u8) == kind),
+                records: number(row, 1)?,
+                expired: number(row, 2)?,
+            })
+        });
+        let size = "SELECT pg_total_relation_size('obo.record') + pg_total_relation_size('obo.log'), \
+                    (SELECT count(*) FROM obo.log)";
+        let rows = self.read(size, Vec::new()).await?;
+        let row = rows.first().ok_or_else(strange)?;
+        let Server { place, version, format, .. } = &self.shared.server;
+        Ok(Examined {
+            place: Place::Database(format!("{place} (PostgreSQL {version})")),
+            format: *format,
+            bytes: number(row, 0)?,
+            counts: counts.collect::<Result<_, StoreError>>()?,
+            log: number(row, 1)?,
+            problems: Vec::new(),
+        })
+    }
+
     fn of_tenant(&self, tenant: &RecordKey) -> Option<Arc<dyn Store>> {
         Some(Arc::new(Self { shared: Arc::clone(&self.shared), tenant: Some(*tenant) }))
     }

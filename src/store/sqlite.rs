@@ -4,14 +4,15 @@
 //! flush to disk. Reads have two threads with connections of their own; in WAL mode they never wait for a writer.
 //! Leases are file locks, which the kernel frees when their holder dies.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
-    Lease, LogEntry, MAX_LOG_BODY_BYTES, MAX_ROWS, MAX_SEALED_BYTES, Record, RecordKey, Store, StoreError, Table, Write,
+    Examined, Lease, LogEntry, MAX_LOG_BODY_BYTES, MAX_ROWS, MAX_SEALED_BYTES, Record, RecordKey, Store, StoreError,
+    Table, Write,
 };
 
 mod folder;
@@ -27,7 +28,7 @@ use in_use::InUse;
 use lease::Locks;
 use writer::{Readers, Writer};
 
-pub use restore::Restoring;
+pub use restore::{Moved, Restoring, moved_to};
 
 /// Rows removed in one transaction by [`Store::prune`], so that it never holds up other writers for long.
 const PRUNE_ROWS: usize = 1_000;
@@ -37,6 +38,7 @@ pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
     locks: Locks,
+    folder: PathBuf,
     /// Last, so that it is freed when the connections are closed.
     _in_use: InUse,
 }
@@ -52,12 +54,35 @@ impl SqliteStore {
     /// fails.
     pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
         let in_use = InUse::shared(&Folder::without_database(data_dir)?)?;
+        Self::open_in(data_dir, in_use)
+    }
+
+    /// The same, for as long as no other process has it open: to move what is in it elsewhere.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`]; [`StoreError::Unavailable`] while another process has it open.
+    pub fn open_alone(data_dir: &Path) -> Result<Self, StoreError> {
+        let in_use = InUse::alone(&Folder::without_database(data_dir)?)?;
+        Self::open_in(data_dir, in_use)
+    }
+
+    fn open_in(data_dir: &Path, in_use: InUse) -> Result<Self, StoreError> {
         restore::refuse_interrupted(data_dir)?;
+        restore::refuse_moved(data_dir)?;
         let folder = Folder::secure(data_dir)?;
         let locks = Locks::in_folder(folder.locks());
         let connection = schema::open(&folder, &locks)?;
         let (writer, readers) = (Writer::start(connection)?, Readers::start(folder.database())?);
-        Ok(Self { writer, readers, locks, _in_use: in_use })
+        Ok(Self { writer, readers, locks, folder: data_dir.to_owned(), _in_use: in_use })
+    }
+
+    /// Notes durably that what is in the store is elsewhere now, and which vault it was: nobody opens it again. Those who
+    /// have it open go on, so this is for who has it alone.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub fn note_moved(&self, place: &str, vault: &str) -> Result<(), StoreError> {
+        restore::note_moved(&self.folder, &Moved { place: place.to_owned(), vault: vault.to_owned() })
     }
 }
 
@@ -80,6 +105,10 @@ impl SqliteStore {
 
 #[async_trait::async_trait]
 impl Store for SqliteStore {
+    async fn examine(&self, now: Timestamp) -> Result<Examined, StoreError> {
+        upkeep::examine(&self.folder, now).await
+    }
+
     async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError> {
         let key = *key;
         self.readers

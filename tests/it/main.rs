@@ -22,6 +22,7 @@ mod files;
 mod invariants;
 mod layering;
 mod life_of_a_call;
+mod migrate;
 mod own_tools;
 mod postgres;
 mod processes;

@@ -7,8 +7,7 @@ use serde_json::json;
 use crate::app::Way;
 use crate::cli::{Exit, Global, output};
 use crate::keys::{Facts, History, KeyError};
-use crate::store::Table;
-use crate::store::sqlite::upkeep::{Examined, examine};
+use crate::store::{Examined, Place, Table};
 use crate::upkeep::{Connections, Verified};
 
 /// How often the progress of a long check is said, in records.
@@ -26,7 +25,7 @@ pub(in crate::cli) struct Status {
 
 /// Everything that can be said; what needs the key only where it opens.
 struct Found {
-    file: Examined,
+    store: Examined,
     key: Facts,
     opens: Result<Inside, KeyError>,
 }
@@ -41,16 +40,16 @@ struct Inside {
 impl Status {
     pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
         let app = global.open(global.config()?, Way::Command)?;
-        let file = examine(&global.data_dir()?, app.clock.now()).await.map_err(Exit::failed)?;
-        if !file.problems.is_empty() {
+        let store = app.store.examine(app.clock.now()).await.map_err(Exit::failed)?;
+        if !store.problems.is_empty() {
             // Whatever else would be said comes from a file that is not what was written.
             if self.json {
-                output::json(&json!({ "file": file.file, "integrity": file.problems }))?;
+                output::json(&json!({ "file": store.place.to_string(), "integrity": store.problems }))?;
             } else {
-                file.problems.iter().try_for_each(output::line)?;
+                store.problems.iter().try_for_each(output::line)?;
             }
-            let file = file.file.display();
-            return Err(Exit::failed(format!("{file} is damaged; restore a backup with `obo vault restore`")));
+            let place = store.place;
+            return Err(Exit::failed(format!("{place} is damaged; restore a backup with `obo vault restore`")));
         }
         let Some(key) = app.keys.facts().await? else {
             if self.json {
@@ -70,7 +69,7 @@ impl Status {
             }),
             Err(error) => Err(error),
         };
-        let found = Found { file, key, opens };
+        let found = Found { store, key, opens };
         if self.json {
             output::json(&found.json())?
         } else {
@@ -94,8 +93,8 @@ impl Found {
     fn print(&self) -> Result<(), Exit> {
         let opens = if self.opens.is_ok() { "opens the vault" } else { "does not open the vault" };
         let line = |name: &str, text: String| output::line(format!("{name:<15}{text}"));
-        line("vault", format!("{} in {}", self.key.vault, self.file.file.display()))?;
-        line("format", format!("file {}, keys {}", self.file.format, self.key.format))?;
+        line("vault", format!("{} in {}", self.key.vault, self.store.place))?;
+        line("format", format!("{} {}, keys {}", self.kind(), self.store.format, self.key.format))?;
         line("key", format!("{}, id {}; {opens}", self.key.source.as_str(), self.key.key_id))?;
         match &self.opens {
             Ok(Inside { connections, .. }) => {
@@ -105,14 +104,16 @@ impl Found {
                 }
                 line("connections", text)?;
             }
-            Err(_) => line("connections", self.file.living(Table::Grant).to_string())?,
+            Err(_) => line("connections", self.store.living(Table::Grant).to_string())?,
         }
         for (name, table) in OTHERS {
-            line(name, self.file.living(*table).to_string())?;
+            line(name, self.store.living(*table).to_string())?;
         }
-        line("audit", format!("{} records", self.file.log))?;
-        line("size", size(self.file.bytes))?;
-        line("integrity", "ok".to_owned())?;
+        line("audit", format!("{} records", self.store.log))?;
+        line("size", size(self.store.bytes))?;
+        if let Place::File(_) = self.store.place {
+            line("integrity", "ok".to_owned())?;
+        }
         if let Ok(inside) = &self.opens {
             line("key changed", time(inside.history.key_changed_at))?;
             line("last backup", time(inside.history.backed_up_at))?;
@@ -132,30 +133,38 @@ impl Found {
         Ok(())
     }
 
+    /// What the vault is kept in.
+    fn kind(&self) -> &'static str {
+        match self.store.place {
+            Place::File(_) => "file",
+            Place::Database(_) => "database",
+        }
+    }
+
     fn json(&self) -> serde_json::Value {
         let inside = self.opens.as_ref().ok();
         let time = |time: Option<Timestamp>| time.map(|time| time.to_string());
         json!({
             "vault": self.key.vault,
-            "file": self.file.file,
-            "file_format": self.file.format,
+            (self.kind()): self.store.place.to_string(),
+            (format!("{}_format", self.kind())): self.store.format,
             "key_format": self.key.format,
             "key_source": self.key.source.as_str(),
             "key_id": self.key.key_id,
             "key_opens": inside.is_some(),
             "connections": {
-                "all": self.file.living(Table::Grant),
+                "all": self.store.living(Table::Grant),
                 "usable": inside.map(|inside| inside.connections.usable),
                 "need_consent": inside.map(|inside| inside.connections.need_consent),
                 "unopened": inside.map(|inside| inside.connections.unopened),
             },
-            "tokens": self.file.living(Table::Token),
-            "clients": self.file.living(Table::ClientSession),
-            "applications": self.file.living(Table::Application),
-            "flows": self.file.living(Table::Flow),
-            "audit_records": self.file.log,
-            "bytes": self.file.bytes,
-            "integrity": "ok",
+            "tokens": self.store.living(Table::Token),
+            "clients": self.store.living(Table::ClientSession),
+            "applications": self.store.living(Table::Application),
+            "flows": self.store.living(Table::Flow),
+            "audit_records": self.store.log,
+            "bytes": self.store.bytes,
+            "integrity": if let Place::File(_) = self.store.place { json!("ok") } else { json!(null) },
             "key_changed_at": time(inside.and_then(|inside| inside.history.key_changed_at)),
             "data_keys_changed_at": time(inside.and_then(|inside| inside.history.data_keys_changed_at)),
             "backed_up_at": time(inside.and_then(|inside| inside.history.backed_up_at)),

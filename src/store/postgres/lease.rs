@@ -34,6 +34,7 @@ const RENEW: &str = "
     UPDATE obo.lease SET until = clock_timestamp() + $2 * interval '1 millisecond'
     WHERE holder = ANY ($1) RETURNING holder";
 const RELEASE: &str = "DELETE FROM obo.lease WHERE name = $1 AND holder = $2";
+const RELEASE_ALL: &str = "DELETE FROM obo.lease WHERE holder = ANY ($1)";
 const PRESENT: &str = "
     INSERT INTO obo.replica AS known (id, until)
     VALUES ($1, clock_timestamp() + $2 * interval '1 millisecond')
@@ -157,8 +158,12 @@ impl Leases {
         Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0)).unsigned_abs())
     }
 
-    /// Says that this process no longer has the vault open.
+    /// Gives back everything, and says that this process no longer has the vault open.
     pub(super) async fn leave(&self) {
+        let holders: Vec<Uuid> = self.held().drain().map(|(holder, _)| holder).collect();
+        if !holders.is_empty() {
+            let _ = self.link.execute(RELEASE_ALL, vec![Value::Uuids(holders)]).await;
+        }
         let mut gone = self.gone.lock().await;
         *gone = true;
         let _ = self.link.execute(GONE, vec![self.replica.into()]).await;

@@ -55,7 +55,7 @@ pub(super) enum Value {
 
 impl Value {
     /// As it is sent, with its type: nothing is prepared, so the server is not asked for it.
-    fn parameter(&self) -> (&(dyn ToSql + Sync), Type) {
+    pub(super) fn parameter(&self) -> (&(dyn ToSql + Sync), Type) {
         match self {
             Self::Short(value) => (value, Type::INT2),
             Self::Long(value) => (value, Type::INT8),

@@ -28,7 +28,7 @@ CREATE SCHEMA IF NOT EXISTS obo;
 CREATE TABLE obo.vault (
     one    boolean PRIMARY KEY DEFAULT true CHECK (one),
     format integer NOT NULL,
-    state  text    NOT NULL CHECK (state IN ('in use', 'being filled', 'moved'))
+    state  text    NOT NULL CHECK (state IN ('in use', 'being filled', 'being moved', 'moved'))
 );
 
 CREATE TABLE obo.record (
@@ -157,6 +157,8 @@ pub(super) enum State {
     InUse,
     /// Records are being copied into it.
     BeingFilled,
+    /// Records are being copied elsewhere.
+    BeingMoved,
     /// It was copied elsewhere, and is kept aside.
     Moved,
 }
@@ -167,6 +169,7 @@ impl State {
         match self {
             Self::InUse => "in use",
             Self::BeingFilled => "being filled",
+            Self::BeingMoved => "being moved",
             Self::Moved => "moved",
         }
     }

@@ -21,6 +21,9 @@ use crate::store::StoreError;
 /// The mark that files are being moved. It names the folder that the old ones go to.
 const MOVING: &str = "moving";
 
+/// The note that what is in the store is elsewhere now. It says where.
+const MOVED: &str = "moved";
+
 /// How long the prepared store may take to be closed.
 const CLOSE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -41,6 +44,53 @@ pub(super) fn refuse_interrupted(data_dir: &Path) -> Result<(), StoreError> {
         ))),
         Err(error) => Err(failed("look at", &mark, &error)),
     }
+}
+
+/// Where a store was moved to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// The place, in words.
+    pub place: String,
+    /// The vault's id.
+    pub vault: String,
+}
+
+/// Where the store in a data folder was moved to, if it was.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] when the note cannot be read.
+pub fn moved_to(data_dir: &Path) -> Result<Option<Moved>, StoreError> {
+    let note = data_dir.join(MOVED);
+    match std::fs::read_to_string(&note) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", &note, &error)),
+        Ok(text) => {
+            let mut lines = text.lines().map(str::to_owned);
+            let mut line = || lines.next().unwrap_or_default();
+            Ok(Some(Moved { place: line(), vault: line() }))
+        }
+    }
+}
+
+/// Refuses a store that was moved elsewhere: going on with it would end at providers what is used there.
+pub(super) fn refuse_moved(data_dir: &Path) -> Result<(), StoreError> {
+    let Some(Moved { place, .. }) = moved_to(data_dir)? else { return Ok(()) };
+    Err(StoreError::Unusable(format!(
+        "the vault in {} was moved to the {place}; name that in obo.toml. What is here is as it was then: to go back to it \
+         for good, remove {}",
+        data_dir.display(),
+        data_dir.join(MOVED).display()
+    )))
+}
+
+/// Writes the note that [`moved_to`] reads.
+pub(super) fn note_moved(data_dir: &Path, moved: &Moved) -> Result<(), StoreError> {
+    let text = format!("{}\n{}\n", moved.place, moved.vault);
+    let (note, unfinished) = (data_dir.join(MOVED), data_dir.join("moved.new"));
+    let _ = std::fs::remove_file(&unfinished);
+    write_durably(&unfinished, text.as_bytes())?;
+    std::fs::rename(&unfinished, &note).map_err(|error| failed("write", &note, &error))?;
+    sync(data_dir)
 }
 
 /// A backup on its way into a data folder. Dropping it leaves the folder as it was.
@@ -213,6 +263,7 @@ fn move_files(folder: &Folder) -> Result<(), StoreError> {
                 rename(&part, &aside.join(name))?;
             }
         }
+        rename(&folder.path().join(MOVED), &aside.join(MOVED))?;
         sync(&aside)?;
         rename(&staged, &folder.database())?;
         sync(folder.path())?;

@@ -8,46 +8,10 @@ use rusqlite::Connection;
 use super::folder::{Folder, failed};
 use super::{restore, schema};
 use crate::secret::random_text;
-use crate::store::{StoreError, Table};
+use crate::store::{Count, Examined, Place, StoreError, Table};
 
 /// Most problems that a check names.
 const MAX_PROBLEMS: u32 = 20;
-
-/// What a look at the file found. No key is needed for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Examined {
-    /// The database file.
-    pub file: PathBuf,
-    /// The file's format.
-    pub format: i32,
-    /// Bytes on the disk, with what waits beside the file to be written into it.
-    pub bytes: u64,
-    /// Records by table: how many there are, and how many of them have expired but were not removed yet.
-    pub counts: Vec<Count>,
-    /// Entries of the log.
-    pub log: u64,
-    /// What SQLite finds wrong with the file (`quick_check`); empty: it is sound.
-    pub problems: Vec<String>,
-}
-
-impl Examined {
-    /// How many records of a table there are that have not expired.
-    pub fn living(&self, table: Table) -> u64 {
-        let of_table = self.counts.iter().filter(|count| count.table == Some(table));
-        of_table.map(|count| count.records - count.expired).sum()
-    }
-}
-
-/// The records of one table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Count {
-    /// None: a newer obo's.
-    pub table: Option<Table>,
-    /// How many there are.
-    pub records: u64,
-    /// How many of them have expired.
-    pub expired: u64,
-}
 
 /// Looks at the store in a data folder. Other processes may go on using it.
 ///
@@ -73,7 +37,7 @@ pub async fn examine(data_dir: &Path, now: Timestamp) -> Result<Examined, StoreE
             } else {
                 0
             };
-            Ok(Examined { file: file.clone(), format, bytes, counts, log, problems })
+            Ok(Examined { place: Place::File(file.clone()), format, bytes, counts, log, problems })
         };
         look().map_err(|error| schema::unusable_or_unavailable(&file, &error))
     })

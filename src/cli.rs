@@ -276,7 +276,7 @@ impl Global {
 }
 
 fn settings(data_dir: PathBuf, config: Config, way: Way) -> Settings {
-    Settings { config, data_dir, clock: Arc::new(SystemClock), way, prompt: Some(passphrase::prompt()) }
+    Settings { config, data_dir, clock: Arc::new(SystemClock), way, prompt: passphrase::prompt() }
 }
 
 impl Cli {

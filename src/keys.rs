@@ -13,13 +13,13 @@ use tokio::sync::OnceCell;
 
 use crate::failure::{Code, Failure};
 use crate::id::TenantId;
+use crate::os_keyring::Down;
 use crate::secret::{Secret, SecretBytes};
 use crate::store::{self, Record, RecordKey, Store, StoreError, Table, Write};
 
 mod change;
 mod data_keys;
 mod history;
-mod keyring;
 mod meta;
 mod sealed;
 mod source;
@@ -137,6 +137,15 @@ impl From<StoreError> for KeyError {
             StoreError::Unusable(text) => Self::Unusable(text),
             StoreError::Conflict | StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
         }
+    }
+}
+
+impl From<Down> for KeyError {
+    fn from(down: Down) -> Self {
+        Self::Unavailable(match &down {
+            Down::Fails(_) => format!("{down}, or for a new vault choose another [vault.key] source"),
+            Down::Silent => down.to_string(),
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! The modules stand in the order of a call's life; each may use only those above it (`tests/it/layering.rs`).
 //!
 //! - [`id`], [`secret`], [`clock`], [`failure`], [`schema`]: names, secrets, time, what can go wrong, what keys mean.
+//! - [`os_keyring`]: the operating system's keyring, which may hang.
 //! - [`store`], [`keys`], [`egress`]: where records are kept, how they are sealed, where requests may go.
 //! - [`identity`]: who is this? · [`catalog`]: what is asked for?
 //! - [`policy`]: may they? · [`oauth`]: the only client of token endpoints.
@@ -17,6 +18,7 @@
 pub mod clock;
 pub mod failure;
 pub mod id;
+pub mod os_keyring;
 pub mod schema;
 pub mod secret;
 

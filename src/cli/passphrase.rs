@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::keys::{Ask, Prompt};
 use crate::secret::Secret;
 
-/// A prompt that answers only where a person sits: both stdin and stderr are a terminal.
-pub(super) fn prompt() -> Prompt {
-    Arc::new(|ask| {
-        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-            return None;
-        }
+/// A prompt where a person sits: both stdin and stderr are a terminal. Where nobody does, nobody is waited for either.
+pub(super) fn prompt() -> Option<Prompt> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    Some(Arc::new(|ask| {
         let asked = dialoguer::Password::new();
         let text = match ask {
             Ask::Passphrase => asked.with_prompt("Passphrase of the vault").interact(),
@@ -25,5 +25,5 @@ pub(super) fn prompt() -> Prompt {
                 .interact(),
         };
         text.ok().map(Secret::new)
-    })
+    }))
 }

@@ -9,10 +9,10 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_S
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::keyring::{ATTENDED, Keyring, OsRing, Ring, SERVICE};
 use super::meta::{Cost, Meta, id_of};
 use super::sealed::{KEY_BYTES, Key};
 use super::{Ask, Config, KeyError, Prompt, SourceName};
+use crate::os_keyring::{ATTENDED, Keyring, OsRing, Ring, SERVICE};
 use crate::secret::{Secret, random_text};
 
 /// The variable of `source = "env"` where obo.toml names none.
@@ -166,7 +166,7 @@ impl Outside {
         if meta.source == SourceName::Keyring {
             let key = self.found_in_keyring(meta).await?;
             self.keep_in_keyring(meta.vault.to_string(), &key).await?;
-            return self.keyring.delete(next_user(meta)).await;
+            return Ok(self.keyring.delete(next_user(meta)).await?);
         }
         if was == SourceName::Keyring {
             self.keyring.delete(meta.vault.to_string()).await?;
@@ -182,7 +182,7 @@ impl Outside {
         let found = self.keyring.on_another_thread().get(user.clone()).await;
         let deleted = self.keyring.delete(user).await;
         match found? {
-            Some(found) if found.matches(&text) => deleted,
+            Some(found) if found.matches(&text) => Ok(deleted?),
             _ => Err(forgetful()),
         }
     }

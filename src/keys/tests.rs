@@ -1,8 +1,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use super::keyring::{Ring, RingError};
 use super::meta::Cost;
 use super::*;
+use crate::os_keyring::{Ring, RingError};
 use crate::store::sqlite::SqliteStore;
 
 /// A keyring whose moods a test chooses.
@@ -695,19 +695,4 @@ fn steady(text: &str) -> String {
 
 fn is_key_id(word: &str) -> bool {
     word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// The platform's own keyring, which not every machine that runs tests has:
-/// `dbus-run-session -- sh -c 'printf x | gnome-keyring-daemon --unlock --components=secrets; cargo test --lib -- --ignored the_real_keyring'`
-#[tokio::test]
-#[ignore = "needs an unlocked keyring and leaves an entry of service \"obo\" only while it runs"]
-async fn the_real_keyring_keeps_a_key() {
-    Keys::probe(&Config::default()).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("data")).unwrap());
-    let keys = || Keys::new(Arc::clone(&store), Config::default());
-    same_vault(&keys(), &keys()).await;
-    let user = keys().open().await.unwrap().vault_id().to_string();
-    keys().outside.keyring.delete(user).await.unwrap();
-    assert!(fails(&keys()).await.to_string().contains("has no key for this vault"));
 }

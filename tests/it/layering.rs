@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Ranks, lowest first. A module may use those of lower ranks; equal ranks do not know each other, except in the first.
 const RANKS: &[&[&str]] = &[
-    &["id", "secret", "clock", "failure", "schema"],
+    &["id", "secret", "clock", "failure", "schema", "os_keyring"],
     &["store", "egress"],
     &["keys"],
     &["identity", "catalog"],
@@ -122,7 +122,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("reqwest::Client::builder", &["egress"]),
     ("reqwest::Client::new", &[]),
     ("rusqlite::", &["store"]),
-    ("keyring::", &["keys"]),
+    ("keyring::", &["os_keyring"]),
+    ("keyring_core::", &["os_keyring"]),
     ("jsonwebtoken::", &["identity"]),
     ("oauth2::", &["oauth"]),
 ];
@@ -149,6 +150,7 @@ fn what_belongs_in_one_place_stands_there_only() {
 fn secrets_are_opened_in_few_places() {
     let allowed = [
         "secret",
+        "os_keyring",
         "keys",
         "oauth",
         "vault",

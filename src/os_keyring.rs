@@ -1,29 +1,28 @@
 //! The operating system's keyring, which may ask a person, hang, or answer "no such entry" while it is locked.
 //!
-//! It holds one 32-byte key as base64 text: some keyrings keep only text, and one of them no more than 2560 bytes.
-//! Calls run on a thread of their own that nobody waits for: a call that hangs must hold up neither a worker thread
-//! nor the end of the process.
+//! Entries are text: some keyrings keep nothing else, and one of them no more than 2560 bytes. Calls run on a thread of
+//! their own that nobody waits for: a call that hangs must hold up neither a worker thread nor the end of the process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use ::keyring::Error;
 use tokio::sync::oneshot;
 
-use super::KeyError;
 use crate::secret::Secret;
 
 /// The service name of every entry.
-pub(super) const SERVICE: &str = "obo";
+pub const SERVICE: &str = "obo";
 
 /// How long a call may take when nobody is there to answer an unlock prompt.
-pub(super) const ALONE: Duration = Duration::from_secs(3);
+pub const ALONE: Duration = Duration::from_secs(3);
 
 /// How long a call may take when a person may have to unlock the keyring.
-pub(super) const ATTENDED: Duration = Duration::from_secs(120);
+pub const ATTENDED: Duration = Duration::from_secs(120);
 
 /// Blocking access to entries of [`SERVICE`].
-pub(super) trait Ring: Send + Sync {
+pub trait Ring: Send + Sync {
     /// Reads an entry.
     fn get(&self, user: &str) -> Result<Option<Secret>, RingError>;
     /// Writes an entry.
@@ -34,51 +33,73 @@ pub(super) trait Ring: Send + Sync {
 
 /// What went wrong, in words that hold nothing of the entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct RingError(pub(super) String);
+pub struct RingError(pub String);
+
+/// Why the keyring did not do it. It may work later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Down {
+    /// It says no, in these words.
+    Fails(String),
+    /// It has not answered in time.
+    Silent,
+}
+
+impl std::fmt::Display for Down {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fails(text) => write!(f, "the OS keyring does not work here: {text}; unlock or start it"),
+            Self::Silent => f.write_str(
+                "the OS keyring does not answer; it may be waiting for somebody to unlock it: unlock it, then try again",
+            ),
+        }
+    }
+}
 
 /// A keyring behind its thread. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Keyring {
+pub struct Keyring {
     ring: Arc<dyn Ring>,
     jobs: Arc<Mutex<Option<mpsc::Sender<Job>>>>,
     /// A call has outlived its deadline and holds the thread: more calls would only queue behind it.
     stuck: Arc<AtomicBool>,
-    pub(super) deadline: Duration,
+    /// How long a call may take.
+    pub deadline: Duration,
 }
 
 type Job = Box<dyn FnOnce(&dyn Ring) + Send>;
 
 impl Keyring {
-    pub(super) fn new(ring: Arc<dyn Ring>) -> Self {
+    /// Over a ring, with nobody there to unlock it.
+    pub fn new(ring: Arc<dyn Ring>) -> Self {
         Self { ring, jobs: Arc::default(), stuck: Arc::default(), deadline: ALONE }
     }
 
     /// Reads an entry.
-    pub(super) async fn get(&self, user: String) -> Result<Option<Secret>, KeyError> {
+    pub async fn get(&self, user: String) -> Result<Option<Secret>, Down> {
         self.run(move |ring| ring.get(&user)).await
     }
 
     /// Writes an entry.
-    pub(super) async fn set(&self, user: String, text: Secret) -> Result<(), KeyError> {
+    pub async fn set(&self, user: String, text: Secret) -> Result<(), Down> {
         self.run(move |ring| ring.set(&user, &text)).await
     }
 
     /// Removes an entry.
-    pub(super) async fn delete(&self, user: String) -> Result<(), KeyError> {
+    pub async fn delete(&self, user: String) -> Result<(), Down> {
         self.run(move |ring| ring.delete(&user)).await
     }
 
     /// The same keyring behind another thread.
-    pub(super) fn on_another_thread(&self) -> Self {
+    pub fn on_another_thread(&self) -> Self {
         Self { ring: Arc::clone(&self.ring), deadline: self.deadline, jobs: Arc::default(), stuck: Arc::default() }
     }
 
     async fn run<T: Send + 'static>(
         &self,
         call: impl FnOnce(&dyn Ring) -> Result<T, RingError> + Send + 'static,
-    ) -> Result<T, KeyError> {
+    ) -> Result<T, Down> {
         if self.stuck.load(Ordering::Acquire) {
-            return Err(silent());
+            return Err(Down::Silent);
         }
         let (reply, answer) = oneshot::channel();
         self.hand_over(Box::new(move |ring| {
@@ -89,16 +110,16 @@ impl Keyring {
         }))?;
         match tokio::time::timeout(self.deadline, answer).await {
             Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(RingError(text)))) => Err(unavailable(&text)),
-            Ok(Err(_)) => Err(unavailable("the call ended without an answer")),
+            Ok(Ok(Err(RingError(text)))) => Err(Down::Fails(text)),
+            Ok(Err(_)) => Err(Down::Fails("the call ended without an answer".to_owned())),
             Err(_) => {
                 self.stuck.store(true, Ordering::Release);
-                Err(silent())
+                Err(Down::Silent)
             }
         }
     }
 
-    fn hand_over(&self, job: Job) -> Result<(), KeyError> {
+    fn hand_over(&self, job: Job) -> Result<(), Down> {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let job = match jobs.as_ref() {
             Some(thread) => match thread.send(job) {
@@ -118,62 +139,62 @@ impl Keyring {
                     stuck.store(false, Ordering::Release);
                 }
             })
-            .map_err(|error| unavailable(&error.to_string()))?;
+            .map_err(|error| Down::Fails(error.to_string()))?;
         let _ = sender.send(job);
         *jobs = Some(sender);
         Ok(())
     }
 }
 
-fn unavailable(text: &str) -> KeyError {
-    KeyError::Unavailable(format!(
-        "the OS keyring does not work here: {text}; unlock or start it, or for a new vault choose another \
-         [vault.key] source"
-    ))
-}
-
-fn silent() -> KeyError {
-    KeyError::Unavailable(
-        "the OS keyring does not answer; it may be waiting for somebody to unlock it: unlock it, then try again"
-            .to_owned(),
-    )
-}
-
 /// The platform's keyring.
-pub(super) struct OsRing;
+pub struct OsRing;
 
 impl Ring for OsRing {
     fn get(&self, user: &str) -> Result<Option<Secret>, RingError> {
-        match entry(user)?.get_password() {
+        with_entry(user, |entry| match entry.get_password() {
             Ok(text) => Ok(Some(Secret::new(text))),
-            Err(::keyring::Error::NoEntry) => Ok(None),
-            Err(error) => Err(describe(&error)),
-        }
+            Err(Error::NoEntry) => Ok(None),
+            Err(error) => Err(error),
+        })
     }
 
     fn set(&self, user: &str, text: &Secret) -> Result<(), RingError> {
-        entry(user)?.set_password(text.expose()).map_err(|error| describe(&error))
+        with_entry(user, |entry| entry.set_password(text.expose()))
     }
 
     fn delete(&self, user: &str) -> Result<(), RingError> {
-        match entry(user)?.delete_credential() {
-            Ok(()) | Err(::keyring::Error::NoEntry) => Ok(()),
-            Err(error) => Err(describe(&error)),
-        }
+        with_entry(user, |entry| match entry.delete_credential() {
+            Ok(()) | Err(Error::NoEntry) => Ok(()),
+            Err(error) => Err(error),
+        })
     }
 }
 
-fn entry(user: &str) -> Result<::keyring::v1::Entry, RingError> {
-    // A failed start is remembered by the library until the process ends.
-    if let Err(error) = ::keyring::v1::Entry::store_status() {
-        return Err(RingError(format!("{} (obo asks again when it is started again)", describe(error).0)));
-    }
-    ::keyring::v1::Entry::new(SERVICE, user).map_err(|error| describe(&error))
+fn with_entry<T>(user: &str, act: impl Fn(&keyring_core::Entry) -> Result<T, Error>) -> Result<T, RingError> {
+    let entry = || {
+        // Chooses the platform's store, once. Whether that went well shows below.
+        let _ = ::keyring::v1::Entry::store_status();
+        keyring_core::Entry::new(SERVICE, user)
+    };
+    let done = match entry().and_then(|entry| act(&entry)) {
+        Err(Error::PlatformFailure(_) | Error::NoDefaultStore) => {
+            renew().and_then(|()| entry()).and_then(|entry| act(&entry))
+        }
+        other => other,
+    };
+    done.map_err(|error| describe(&error))
+}
+
+/// The library speaks to the service over one connection, which it opens once: a service that was not there at that
+/// time, or was started again since, would be out of reach until the process ends.
+fn renew() -> Result<(), Error> {
+    #[cfg(target_os = "linux")]
+    keyring_core::set_default_store(zbus_secret_service_keyring_store::Store::new()?);
+    Ok(())
 }
 
 /// The library's errors may hold the bytes of an entry: only texts that never do are passed on.
-fn describe(error: &::keyring::Error) -> RingError {
-    use ::keyring::Error;
+fn describe(error: &Error) -> RingError {
     RingError(match error {
         Error::PlatformFailure(cause) => format!("it failed ({})", one_line(&cause.to_string())),
         Error::NoStorageAccess(cause) => format!("it is locked or refuses access ({})", one_line(&cause.to_string())),

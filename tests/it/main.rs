@@ -23,6 +23,8 @@ mod invariants;
 mod layering;
 mod life_of_a_call;
 mod migrate;
+#[cfg(target_os = "linux")]
+mod os_keyring;
 mod own_tools;
 mod postgres;
 mod processes;

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::provider::{self, Provider, Service};
 
 pub mod browser;
+#[cfg(target_os = "linux")]
+pub mod desktop;
 pub mod documents;
 pub mod issuer;
 pub mod mcp;

@@ -10,7 +10,7 @@ use url::Url;
 
 use crate::audit::{Audit, Event, Kind, Phase};
 use crate::catalog::{Api, Catalog, Own, Provider, Runs};
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, remaining};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId, ToolName};
 use crate::identity::{BrowserProof, Identity};
@@ -18,12 +18,13 @@ use crate::keys::Keys;
 use crate::oauth::{Oauth, Revocation};
 use crate::policy::{ApiPermit, Recorded};
 use crate::store::Store;
-use crate::vault::{Grant, GrantStatus, Vault};
+use crate::vault::{Grant, GrantStatus, Keep, Receipt, Vault};
 
 mod account;
 mod callback;
 mod confirm;
 mod flow;
+mod leave;
 mod login;
 mod own;
 mod polls;
@@ -38,13 +39,14 @@ pub use account::{Account, Connection};
 pub use callback::{CallbackQuery, Connected, Returned, TypeBack};
 pub use confirm::{Confirmed, Typed};
 pub use flow::{FLOW_TTL, FlowId, MAX_MADE_PER_PERSON, MAX_OPEN_PER_PERSON, Need};
+pub use leave::{Ended, Left};
 pub use login::{Back, LoggedIn};
 pub use own::Done;
 pub use session::{BrowserCookie, SESSION_TTL, SignedIn};
 pub use visit::{Asking, Listener, SignInWay, Then, View, Visitor, redirect_uri};
 pub use wish::{Progress, State, Wish, Wished};
 
-use flow::{Flow, Flows, NewFlow, Stage};
+use flow::{Flow, Flows, NewFlow, Removed, Stage};
 use polls::Polls;
 use standing::{Standing, Want};
 use window::Window;
@@ -351,19 +353,27 @@ impl Consent {
         provider: &str,
         account_key: &str,
         actor: &str,
-    ) -> Result<Option<Revocation>, Failure> {
+    ) -> Result<Option<Receipt>, Failure> {
         let grants = self.inner.vault.grants(person).await?;
         let grant = grants.into_iter().find(|g| g.provider.as_str() == provider && g.account.key == account_key);
         let Some(grant) = grant else { return Ok(None) };
         let provider = self.inner.catalog.provider(provider).cloned();
         let (this, actor) = (self.clone(), actor.to_owned());
         // Revoked and recorded, or not begun: whoever asked may go away in the middle.
-        let task = self.inner.exchanges.spawn(async move { this.end(grant, provider, &actor).await.map(Some) });
+        let task =
+            self.inner.exchanges.spawn(async move { this.end(grant, provider, &actor, Keep::Nothing).await.map(Some) });
         task.await.map_err(|_| Failure::internal("a disconnection ended early"))?
     }
 
-    async fn end(&self, grant: Grant, provider: Option<Arc<Provider>>, actor: &str) -> Result<Revocation, Failure> {
-        let event = |phase, what| Event {
+    async fn end(
+        &self,
+        grant: Grant,
+        provider: Option<Arc<Provider>>,
+        actor: &str,
+        keep: Keep,
+    ) -> Result<Receipt, Failure> {
+        let began = self.inner.clock.now();
+        let event = |phase, what, failure| Event {
             kind: Kind::Disconnect,
             phase,
             person: Some(&grant.person),
@@ -372,23 +382,26 @@ impl Consent {
             provider: Some(&grant.provider),
             account: Some(&grant.account.label),
             what,
-            failure: None,
-            duration: None,
+            failure,
+            duration: (phase == Phase::Outcome).then(|| remaining(began, self.inner.clock.now())),
         };
-        self.inner.audit.event(event(Phase::Intent, "disconnect")).await?;
-        let revocation = match &provider {
-            Some(provider) => self.inner.vault.disconnect(&grant, provider).await?,
-            // Its manifest is gone: nobody knows how to revoke there, but what is kept here can go.
-            None => self.inner.vault.forget(&grant).await?,
+        self.inner.audit.event(event(Phase::Intent, "disconnect", None)).await?;
+        // Without a manifest nobody knows how to revoke there, but what is kept here can go.
+        let ended = self.inner.vault.disconnect(&grant, provider.as_ref(), keep).await;
+        let (what, problem) = match &ended {
+            Ok(Receipt { outcome: Revocation::Revoked, .. }) => ("disconnect.revoked", None),
+            Ok(Receipt { outcome: Revocation::NotSupported, .. }) => ("disconnect.not_supported", None),
+            Ok(Receipt { kept: true, .. }) => ("disconnect.kept", Some(Code::ProviderError)),
+            Ok(Receipt { outcome: Revocation::Failed, .. }) => ("disconnect.not_confirmed", Some(Code::ProviderError)),
+            Err(failure) => ("disconnect.failed", Some(failure.code)),
         };
-        let what = match revocation {
-            Revocation::Revoked => "disconnect.revoked",
-            Revocation::NotSupported => "disconnect.not_supported",
-            Revocation::Failed => "disconnect.not_confirmed",
+        let what = match &ended {
+            Ok(receipt) => format!("{what}: {receipt}"),
+            Err(_) => what.to_owned(),
         };
         // Logged there.
-        let _ = self.inner.audit.event(event(Phase::Outcome, what)).await;
-        Ok(revocation)
+        let _ = self.inner.audit.event(event(Phase::Outcome, &what, problem)).await;
+        ended
     }
 
     /// Waits until a flow has ended, and yields the label of the account that was connected.

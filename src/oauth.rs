@@ -77,6 +77,23 @@ pub enum Revocation {
     Failed,
 }
 
+/// How the provider answered when it was asked to revoke one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Answered {
+    /// What that means.
+    pub outcome: Revocation,
+    /// The status of its answer; none, where it was not asked or did not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+}
+
+impl Answered {
+    /// Without an answer.
+    fn without(outcome: Revocation) -> Self {
+        Self { outcome, status: None }
+    }
+}
+
 /// Why a token endpoint did not give what was asked.
 ///
 /// What stands in brackets is a code of at most 64 characters (`a-z`, `0-9`, `_`, `.`, `-`): never the provider's
@@ -198,15 +215,22 @@ impl Oauth {
 
     /// Revokes a token (RFC 7009), in the provider's way.
     pub async fn revoke(&self, provider: &Provider, token: &Secret) -> Revocation {
-        let Some(manifest) = &provider.oauth.revoke else { return Revocation::NotSupported };
+        self.revoke_answered(provider, token).await.outcome
+    }
+
+    /// The same, with what the provider answered, for the record.
+    pub async fn revoke_answered(&self, provider: &Provider, token: &Secret) -> Answered {
+        let Some(manifest) = &provider.oauth.revoke else { return Answered::without(Revocation::NotSupported) };
         let Some(request) = revocation::request(&self.egress, provider, manifest, token) else {
-            return Revocation::Failed;
+            return Answered::without(Revocation::Failed);
         };
         match self.egress.send(request, self.limits).await {
-            Ok(answer) => revocation::outcome(manifest.style, &answer),
+            Ok(answer) => {
+                Answered { outcome: revocation::outcome(manifest.style, &answer), status: Some(answer.status.as_u16()) }
+            }
             Err(error) => {
                 tracing::info!(provider = %provider.id, %error, "a revocation got no answer");
-                Revocation::Failed
+                Answered::without(Revocation::Failed)
             }
         }
     }

@@ -11,16 +11,18 @@ use crate::clock::SharedClock;
 use crate::failure::Failure;
 use crate::id::{Person, ProviderId};
 use crate::keys::{Context, Keys, OpenKeys};
-use crate::oauth::{Account, Oauth, Revocation, TokenAnswer};
+use crate::oauth::{Account, Oauth, TokenAnswer};
 use crate::secret::{AccessToken, SecretBytes};
 use crate::store::{RecordKey, Store, Table};
 
+mod ending;
 mod head;
 mod people;
 mod refresh;
 mod safe;
 mod upstream;
 
+pub use ending::{Keep, Receipt};
 use safe::Safe;
 use upstream::{Terms, Upstream};
 
@@ -164,7 +166,8 @@ impl Vault {
         self.safe.token(grant, Upstream::new(&self.oauth, provider), Some(rejected)).await
     }
 
-    /// Revokes at the provider, then removes the grant here.
+    /// Revokes at the provider, then removes the grant here; without a provider, because it is no longer in the catalog,
+    /// only here.
     ///
     /// # Errors
     /// `vault_unavailable`: nothing was removed, though the provider may have revoked it. `not_found`: there was nothing to
@@ -172,16 +175,40 @@ impl Vault {
     ///
     /// # Cancellation
     /// Dropping the future does not stop it half-way.
-    pub async fn disconnect(&self, grant: &Grant, provider: &Arc<Provider>) -> Result<Revocation, Failure> {
-        self.safe.disconnect(grant, Some(Upstream::new(&self.oauth, provider))).await
+    pub async fn disconnect(
+        &self,
+        grant: &Grant,
+        provider: Option<&Arc<Provider>>,
+        keep: Keep,
+    ) -> Result<Receipt, Failure> {
+        self.safe.disconnect(grant, provider.map(|provider| Upstream::new(&self.oauth, provider)), keep).await
     }
 
-    /// Removes a grant of a provider that is no longer in the catalog: nothing is revoked.
+    /// Makes a grant one that no call can use any more, without asking the provider.
     ///
     /// # Errors
-    /// As [`Vault::disconnect`].
-    pub async fn forget(&self, grant: &Grant) -> Result<Revocation, Failure> {
-        self.safe.disconnect(grant, None).await
+    /// `vault_unavailable`: it may still be usable.
+    ///
+    /// # Cancellation
+    /// Dropping the future does not stop it half-way.
+    pub async fn suspend(&self, grant: &Grant) -> Result<(), Failure> {
+        self.safe.suspend(grant).await
+    }
+
+    /// Takes a person off the list of those who have connections, if they have none.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn unlist(&self, person: &Person) -> Result<(), Failure> {
+        self.safe.unlist(person).await
+    }
+
+    /// How many of a person's grants do not open: nobody can use them, and nobody can revoke them.
+    ///
+    /// # Errors
+    /// `vault_unavailable`.
+    pub async fn unopened(&self, person: &Person) -> Result<usize, Failure> {
+        self.safe.unopened(person).await
     }
 
     /// Notes that the person chose this grant for calls that name no account. The newest choice counts, so that no other

@@ -16,7 +16,7 @@ use crate::id::Person;
 use crate::oauth::{Account, OauthError, Revocation, TokenAnswer};
 use crate::secret::Secret;
 use crate::store::StoreError;
-use crate::vault::Grant;
+use crate::vault::{Grant, Keep};
 
 /// Longest query of a callback, in bytes.
 const MAX_QUERY_BYTES: usize = 8 * 1024;
@@ -308,9 +308,18 @@ impl Consent {
         };
 
         flow.stage = Stage::Connected { account: grant.account.label.clone() };
-        if let Err(error) = self.inner.flows.save(&mut flow).await {
+        match self.inner.flows.save(&mut flow).await {
+            Ok(()) => {}
+            // Its person left while the code was exchanged: what came of it is not to stay. Whoever ended everything removed
+            // the flow before they looked for connections, so one of the two sees the other's work.
+            Err(StoreError::Conflict) if matches!(self.inner.flows.find(&flow.id).await, Ok(None)) => {
+                self.end(grant, Some(provider), &flow.actor, Keep::Unconfirmed).await?;
+                self.note(&flow, None, "consent.withdrawn", Some(Code::Denied)).await;
+                self.has_ended(&flow.id);
+                return Ok(Returned::Expired);
+            }
             // The grant is durable; only the link's own ending is not on record.
-            tracing::warn!(%error, "a finished consent flow could not be marked as finished");
+            Err(error) => tracing::warn!(%error, "a finished consent flow could not be marked as finished"),
         }
         self.note(&flow, Some(&grant.account.label), "consent.connected", None).await;
         self.has_ended(&flow.id);

@@ -38,6 +38,8 @@ pub(super) const HELD_TTL: Duration = Duration::from_secs(300);
 pub const MAX_MADE_PER_PERSON: usize = 100;
 /// How many links of one source in one tenant may be made within [`FLOW_TTL`], by one process.
 const MAX_MADE_PER_SOURCE: usize = 10_000;
+/// How often a person's flows are looked for when all of them are to go.
+const MAX_REMOVALS: usize = 10;
 /// Over how many locks the makers of links are spread.
 const STRIPES: usize = 64;
 
@@ -404,6 +406,37 @@ impl Flows {
         Ok(flows)
     }
 
+    /// Removes every flow of a person, and says how many of them had not ended, and whether the code of one was just being
+    /// exchanged: whoever exchanges it finds its flow gone.
+    pub(super) async fn remove_all(&self, person: &Person) -> Result<Removed, Failure> {
+        let keys = self.keys.open().await?;
+        let owner = keys.record_key(Table::Flow, &person.parts());
+        let mut removed = Removed::default();
+        // Again, where one went on in between.
+        for _ in 0..MAX_REMOVALS {
+            let records = self.store.owned(Table::Flow, &owner).await.map_err(unavailable)?;
+            if records.is_empty() {
+                return Ok(removed);
+            }
+            for record in records {
+                let flow = unseal(&keys, &record).await.ok();
+                let delete = Write::Delete { table: Table::Flow, key: record.key, generation: record.generation };
+                match self.store.apply(vec![delete]).await {
+                    Ok(()) => {
+                        let now = self.clock.now();
+                        let pending = flow.filter(|flow| flow.is_pending(now));
+                        removed.pending += usize::from(pending.is_some());
+                        removed.exchanging |=
+                            pending.is_some_and(|flow| matches!(flow.stage, Stage::Exchanging { .. }));
+                    }
+                    Err(StoreError::Conflict) => {}
+                    Err(error) => return Err(unavailable(error)),
+                }
+            }
+        }
+        Err(unavailable(StoreError::Conflict))
+    }
+
     async fn seal(&self, keys: &OpenKeys, flow: &Flow) -> Result<Record, Failure> {
         let key = flow.id.key();
         let plain = zeroize::Zeroizing::new(serde_json::to_vec(flow).map_err(Failure::internal)?);
@@ -418,6 +451,15 @@ impl Flows {
             sealed,
         })
     }
+}
+
+/// What was removed of a person's flows.
+#[derive(Default)]
+pub(super) struct Removed {
+    /// How many had not ended.
+    pub(super) pending: usize,
+    /// Whether the code of one was being exchanged.
+    pub(super) exchanging: bool,
 }
 
 /// What a new flow is made from.

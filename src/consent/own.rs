@@ -107,8 +107,8 @@ impl Consent {
             [grant] => grant,
             [_, _, ..] => return Err(which_account(name, &labels)),
         };
-        let revocation = self.disconnect(person, id, &grant.account.key, actor).await?.ok_or_else(gone)?;
-        let confirmed = revocation == Revocation::Revoked;
+        let receipt = self.disconnect(person, id, &grant.account.key, actor).await?.ok_or_else(gone)?;
+        let confirmed = receipt.outcome == Revocation::Revoked;
         let message = if confirmed {
             format!("{name} has confirmed that the tokens of {} are void.", grant.account.label)
         } else {

@@ -118,21 +118,23 @@ impl Consent {
         Ok(())
     }
 
-    /// Signs every browser of a person out: a token of theirs was revoked.
+    /// Signs every browser of a person out: a token of theirs was revoked, or they leave. Says how many there were.
     ///
     /// # Errors
     /// `vault_unavailable`.
-    pub async fn sign_out_everywhere(&self, person: &Person) -> Result<(), Failure> {
+    pub async fn sign_out_everywhere(&self, person: &Person) -> Result<usize, Failure> {
         let keys = self.inner.keys.open().await?;
+        let mut ended = 0;
         let owner = keys.record_key(Table::Session, &person.parts());
         for record in self.inner.store.owned(Table::Session, &owner).await.map_err(flow::unavailable)? {
             let delete = Write::Delete { table: Table::Session, key: record.key, generation: record.generation };
             match self.inner.store.apply(vec![delete]).await {
-                Ok(()) | Err(StoreError::Conflict) => {}
+                Ok(()) => ended += 1,
+                Err(StoreError::Conflict) => {}
                 Err(error) => return Err(flow::unavailable(error)),
             }
         }
-        Ok(())
+        Ok(ended)
     }
 
     /// Whom a browser is signed in as.

@@ -18,9 +18,10 @@ use crate::clock::later;
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source};
 use crate::identity::BrowserProof;
-use crate::oauth::{Oauth, OauthError, Revocation};
+use crate::oauth::{Oauth, OauthError};
 use crate::secret::{Secret, random};
 use crate::store::StoreError;
+use crate::vault::Receipt;
 
 /// Which kind of listener a page is served by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +166,7 @@ impl Consent {
         person: &Person,
         provider: &str,
         account_key: &str,
-    ) -> Result<Option<Revocation>, Failure> {
+    ) -> Result<Option<Receipt>, Failure> {
         if !self.is_signed_in_as(person, visitor).await? {
             return Ok(None);
         }

@@ -145,6 +145,26 @@ impl OboTokens {
         }
         Err(Failure::new(Code::NotFound, "no token has this id; `obo token list` shows them"))
     }
+
+    /// Revokes every token of a person, those that do not open too, and says which.
+    ///
+    /// # Errors
+    /// `vault_unavailable`: some may still be good.
+    pub async fn revoke_all(&self, person: &Person) -> Result<Vec<IssuedToken>, Failure> {
+        let keys = self.keys.open().await?;
+        let mut revoked = Vec::new();
+        for record in self.store.owned(Table::Token, &owner(&keys, person)).await.map_err(store_failure)? {
+            let issued = open(&keys, &record).await;
+            let delete = Write::Delete { table: Table::Token, key: record.key, generation: record.generation };
+            match self.store.apply(vec![delete]).await {
+                Ok(()) => revoked.extend(issued.ok()),
+                // A token is never rewritten: who changed it in the meantime has removed it.
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(store_failure(error)),
+            }
+        }
+        Ok(revoked)
+    }
 }
 
 #[async_trait]

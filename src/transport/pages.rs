@@ -27,6 +27,7 @@ use crate::failure::{Code, Failure};
 use crate::id::Person;
 use crate::oauth::Revocation;
 use crate::secret::Secret;
+use crate::vault::Receipt;
 
 mod account;
 mod authorize;
@@ -479,14 +480,14 @@ async fn disconnect(
     let Ok(connection) = serde_json::from_str::<Connection>(&submitted.connection) else { return bad_form() };
     let visitor = pages.visitor(cookie);
     match pages.consent().disconnect_at(&visitor, &connection.person, &connection.provider, &connection.account).await {
-        Ok(Some(Revocation::Revoked)) => message(
+        Ok(Some(Receipt { outcome: Revocation::Revoked, .. })) => message(
             StatusCode::OK,
             "good",
             "Disconnected",
             "The provider has confirmed that its tokens are void.",
             Some(ACCOUNT),
         ),
-        Ok(Some(Revocation::NotSupported | Revocation::Failed)) => message(
+        Ok(Some(_)) => message(
             StatusCode::OK,
             "",
             "Disconnected here",

@@ -12,7 +12,7 @@ use super::head::Head;
 use super::people;
 use super::refresh::{Cooling, Flights};
 use super::upstream::{Terms, Upstream};
-use super::{Grant, context};
+use super::{Grant, GrantStatus, Keep, Receipt, context};
 use crate::clock::{SharedClock, later};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId};
@@ -170,12 +170,14 @@ impl Safe {
         Ok(head.grant())
     }
 
-    /// Ends a grant; without an upstream, only here.
+    /// Ends a grant; without an upstream, only here. `keep` says whether one whose tokens the provider did not confirm to
+    /// be void stays behind, unusable, so that it can be asked again.
     pub(super) async fn disconnect(
         self: &Arc<Self>,
         grant: &Grant,
         upstream: Option<Upstream>,
-    ) -> Result<Revocation, Failure> {
+        keep: Keep,
+    ) -> Result<Receipt, Failure> {
         let safe = Arc::clone(self);
         let (person, provider, account) = (grant.person.clone(), grant.provider.clone(), grant.account.key.clone());
         self.to_its_end(async move {
@@ -185,21 +187,38 @@ impl Safe {
             let _lease = safe.lease(&key).await?;
             let gone = || Failure::new(Code::NotFound, "there is no such connection any more");
             let mut stored = safe.read(&keys, &person, &key).await?.ok_or_else(gone)?;
-            let revocation = match &upstream {
-                Some(upstream) => revoke(&stored.head, upstream).await,
-                None => Revocation::NotSupported,
-            };
+            let mut receipt = Receipt::of(&stored.head, upstream.as_ref()).await;
             loop {
-                let delete = Write::Delete { table: Table::Grant, key, generation: stored.generation };
-                let writes = [Some(delete), safe.unlisting(&keys, &person, &key).await?];
-                match safe.of_tenant(&keys, &person).apply(writes.into_iter().flatten().collect()).await {
+                receipt.kept = keep == Keep::Unconfirmed && receipt.outcome == Revocation::Failed;
+                let changed = if receipt.kept {
+                    stored.head.status = GrantStatus::NeedsConsent;
+                    match safe.write(&keys, &key, &stored.head, Some(stored.generation)).await {
+                        Ok(_) => Ok(()),
+                        Err(WriteError::Conflict) => Err(StoreError::Conflict),
+                        Err(WriteError::Failed(failure)) => return Err(failure),
+                    }
+                } else {
+                    let delete = Write::Delete { table: Table::Grant, key, generation: stored.generation };
+                    let writes = [Some(delete), safe.unlisting(&keys, &person, &key).await?];
+                    safe.of_tenant(&keys, &person).apply(writes.into_iter().flatten().collect()).await
+                };
+                match changed {
                     Ok(()) => {
                         safe.warm(&key);
-                        return Ok(revocation);
+                        if let Err(failure) = safe.unlist(&person).await {
+                            tracing::warn!(cause = failure.cause, "somebody without connections is still listed");
+                        }
+                        return Ok(receipt);
                     }
                     Err(StoreError::Conflict) => match safe.read(&keys, &person, &key).await? {
-                        Some(changed) => stored = changed,
-                        None => return Ok(revocation),
+                        Some(changed) => {
+                            // Tokens that came in the meantime are not void by those that were before them.
+                            if !changed.head.access_token.matches(&stored.head.access_token) {
+                                receipt = Receipt::of(&changed.head, upstream.as_ref()).await;
+                            }
+                            stored = changed;
+                        }
+                        None => return Ok(receipt),
                     },
                     Err(error) => return Err(unavailable(error)),
                 }
@@ -315,7 +334,7 @@ impl Safe {
     }
 
     /// Runs work in a task of its own, so that a caller who goes away does not stop it half-way.
-    async fn to_its_end<T: Send + 'static>(
+    pub(super) async fn to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, Failure> {
@@ -334,28 +353,10 @@ pub(super) fn unavailable(error: StoreError) -> Failure {
     Failure::new(Code::VaultUnavailable, "obo cannot read or write its vault now; try again in a moment").because(error)
 }
 
-async fn unseal(keys: &OpenKeys, person: &Person, record: &Record) -> Result<Stored, Failure> {
+pub(super) async fn unseal(keys: &OpenKeys, person: &Person, record: &Record) -> Result<Stored, Failure> {
     let body = keys.unseal(&person.tenant, &context(person, &record.key), &record.sealed).await?;
     // serde_json's messages may quote what they did not expect, so the cause is not passed on.
     let head = Head::from_bytes(body.expose())
         .map_err(|_| Failure::internal("a grant's body cannot be read; was it written by a newer obo?"))?;
     Ok(Stored { head, generation: record.generation })
-}
-
-/// Revokes the refresh token, then the access token: some providers end the access token with the refresh token, none
-/// the other way round (RFC 7009 §2.1).
-async fn revoke(head: &Head, upstream: &Upstream) -> Revocation {
-    if head.fingerprint != upstream.terms.fingerprint {
-        // It was made for another server, and the token is not this one's to see.
-        return Revocation::Failed;
-    }
-    let mut worst = Revocation::Revoked;
-    for token in head.refresh_token.iter().chain([&head.access_token]) {
-        worst = match (worst, upstream.endpoint.revoke(token).await) {
-            (Revocation::Failed, _) | (_, Revocation::Failed) => Revocation::Failed,
-            (Revocation::NotSupported, _) | (_, Revocation::NotSupported) => Revocation::NotSupported,
-            (Revocation::Revoked, Revocation::Revoked) => Revocation::Revoked,
-        };
-    }
-    worst
 }

@@ -15,7 +15,7 @@ use super::*;
 use crate::clock::{Clock as _, ManualClock};
 use crate::failure::Code;
 use crate::keys::{self, SourceName};
-use crate::oauth::OauthError;
+use crate::oauth::{OauthError, Revocation};
 use crate::secret::Secret;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Lease, LogEntry, Record, RecordKey, StoreError, Table, Write};
@@ -654,7 +654,7 @@ async fn a_token_never_goes_to_a_server_that_was_not_consented_to() {
     assert!(needs_consent(safe.token(&grant, moved.clone(), None).await));
     bench.clock.advance(LIFE);
     assert!(needs_consent(safe.token(&grant, moved.clone(), None).await));
-    assert_eq!(safe.disconnect(&grant, Some(moved)).await.unwrap(), Revocation::Failed);
+    assert_eq!(safe.disconnect(&grant, Some(moved), Keep::Nothing).await.unwrap().outcome, Revocation::Failed);
     assert!(bench.provider.state().revoked.is_empty());
     assert_eq!(bench.provider.requests(), 0);
     assert!(safe.grants(&person("alice")).await.unwrap().is_empty());
@@ -678,16 +678,16 @@ async fn disconnecting_revokes_waits_for_a_refresh_and_removes() {
         tokio::task::yield_now().await;
     }
     let other = bench.safe();
-    let mut disconnecting = Box::pin(other.disconnect(&grant, Some(bench.upstream())));
+    let mut disconnecting = Box::pin(other.disconnect(&grant, Some(bench.upstream()), Keep::Nothing));
     assert!(futures::poll!(disconnecting.as_mut()).is_pending());
     bench.provider.gate.add_permits(1);
     let (refreshed, disconnected) = tokio::join!(refreshing, disconnecting);
-    assert_eq!((refreshed.unwrap().as_str(), disconnected.unwrap()), ("access-0-2", Revocation::Revoked));
+    assert_eq!((refreshed.unwrap().as_str(), disconnected.unwrap().outcome), ("access-0-2", Revocation::Revoked));
     // The newest tokens, not those that were there when it was asked for.
     assert_eq!(bench.provider.state().revoked, ["refresh-0-2", "access-0-2"]);
     assert!(needs_consent(bench.token(&safe, &grant).await));
     assert!(safe.grants(&person("alice")).await.unwrap().is_empty());
-    let again = safe.disconnect(&grant, Some(bench.upstream())).await.unwrap_err();
+    let again = safe.disconnect(&grant, Some(bench.upstream()), Keep::Nothing).await.unwrap_err();
     assert_eq!(again.code, Code::NotFound);
 }
 
@@ -885,7 +885,7 @@ async fn a_default_account_stays_the_default_whatever_happens_to_its_tokens() {
     assert!(needs_consent(bench.token(&safe, &first).await));
     assert_eq!(default(&safe).await.as_deref(), Some("1"), "and the end of the grant");
 
-    safe.disconnect(&first, None).await.unwrap();
+    safe.disconnect(&first, None, Keep::Nothing).await.unwrap();
     assert_eq!(default(&safe).await.as_deref(), Some("2"), "the choice before it counts again");
     assert!(safe.prefer(&first, None).await.unwrap().is_none(), "what is gone cannot be chosen");
 }
@@ -950,9 +950,9 @@ async fn people_are_listed_as_long_as_they_have_connections() {
     assert!(matches!(safe.store.apply(vec![off]).await, Err(StoreError::Conflict)));
     assert!(safe.unlisting(&keys, &first.person, &key).await.unwrap().is_none(), "another one stays");
 
-    safe.disconnect(&first, None).await.unwrap();
+    safe.disconnect(&first, None, Keep::Nothing).await.unwrap();
     assert_eq!(listed().await, Some(person("alice")));
-    safe.disconnect(&second, None).await.unwrap();
+    safe.disconnect(&second, None, Keep::Nothing).await.unwrap();
     assert_eq!(listed().await, None, "nothing is kept of who has no connection");
 
     // A vault of an obo that kept no list gets it with the next refresh.

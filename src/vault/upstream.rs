@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::catalog::Provider;
 use crate::id::ProviderId;
-use crate::oauth::{Oauth, OauthError, Revocation, TokenAnswer};
+use crate::oauth::{Answered, Oauth, OauthError, Revocation, TokenAnswer};
 use crate::secret::Secret;
 
 /// Refreshes and revokes at one provider. A seam: tests put a provider of their own behind it.
@@ -15,6 +15,10 @@ pub(super) trait TokenEndpoint: Send + Sync {
     async fn refresh(&self, refresh_token: &Secret) -> Result<TokenAnswer, OauthError>;
     /// Revokes a token (RFC 7009).
     async fn revoke(&self, token: &Secret) -> Revocation;
+    /// The same, with what the provider answered.
+    async fn revoke_answered(&self, token: &Secret) -> Answered {
+        Answered { outcome: self.revoke(token).await, status: None }
+    }
 }
 
 /// What the vault needs to know of a provider.
@@ -64,5 +68,9 @@ impl TokenEndpoint for ThroughOauth {
 
     async fn revoke(&self, token: &Secret) -> Revocation {
         self.oauth.revoke(&self.provider, token).await
+    }
+
+    async fn revoke_answered(&self, token: &Secret) -> Answered {
+        self.oauth.revoke_answered(&self.provider, token).await
     }
 }

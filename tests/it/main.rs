@@ -23,6 +23,7 @@ mod invariants;
 mod layering;
 mod life_of_a_call;
 mod migrate;
+mod offboarding;
 #[cfg(target_os = "linux")]
 mod os_keyring;
 mod own_tools;

@@ -16,7 +16,7 @@ use super::{Grant, GrantStatus, Keep, Receipt, context};
 use crate::clock::{SharedClock, later};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId};
-use crate::keys::{Keys, OpenKeys};
+use crate::keys::{KeyError, Keys, OpenKeys};
 use crate::oauth::{Account, Revocation, TokenAnswer};
 use crate::store::{self, Lease, Record, RecordKey, Store, StoreError, Table, Write};
 
@@ -156,18 +156,31 @@ impl Safe {
         answer: &TokenAnswer,
         asked: &BTreeSet<String>,
     ) -> Result<Grant, WriteError> {
-        let earlier = self.read(keys, person, key).await.map_err(WriteError::Failed)?;
-        let head = Head::deposited(
-            earlier.as_ref().map(|stored| &stored.head),
-            person,
-            terms,
-            account.clone(),
-            answer.clone(),
-            asked,
-            self.clock.now(),
-        );
-        self.write(keys, key, &head, earlier.map(|stored| stored.generation)).await?;
+        let (earlier, replaces) = self.earlier(keys, person, key).await.map_err(WriteError::Failed)?;
+        let head =
+            Head::deposited(earlier.as_ref(), person, terms, account.clone(), answer.clone(), asked, self.clock.now());
+        self.write(keys, key, &head, replaces).await?;
         Ok(head.grant())
+    }
+
+    /// What a deposit is laid over, and the generation of the record in whose place it goes. One that does not open any
+    /// more stands in nobody's way: its person has just consented anew, and there is nothing to take over from it.
+    async fn earlier(
+        &self,
+        keys: &OpenKeys,
+        person: &Person,
+        key: &RecordKey,
+    ) -> Result<(Option<Head>, Option<u64>), Failure> {
+        let Some(record) = self.store.get(Table::Grant, key).await.map_err(unavailable)? else {
+            return Ok((None, None));
+        };
+        let opened = keys.unseal(&person.tenant, &context(person, key), &record.sealed).await;
+        if let Err(KeyError::DoesNotOpen) = opened {
+            tracing::error!("vault.damaged_grant_replaced");
+            return Ok((None, Some(record.generation)));
+        }
+        let stored = unseal(keys, person, &record).await?;
+        Ok((Some(stored.head), Some(stored.generation)))
     }
 
     /// Ends a grant; without an upstream, only here. `keep` says whether one whose tokens the provider did not confirm to

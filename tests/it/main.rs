@@ -34,6 +34,7 @@ mod readme;
 mod resource_server;
 mod rest;
 mod sign_in;
+mod tamper;
 mod threat_model;
 mod threats;
 mod tools_snapshot;

@@ -79,6 +79,8 @@ pub struct App {
     pub audit: Audit,
     /// The time.
     pub clock: SharedClock,
+    /// The vault.
+    pub vault: Vault,
     /// The stages of a call.
     pub obo: Obo,
     /// The shared loopback port, where this way uses it.
@@ -201,11 +203,11 @@ impl App {
             policy: Policy,
             audit: audit.clone(),
             consent,
-            vault,
+            vault: vault.clone(),
             executor: Executor::new(egress),
             calls_per_minute: config.server.calls_per_minute,
         });
-        Ok(Self { config, store, keys, catalog, audit, clock, obo, loopback, upkeep, proof, clients })
+        Ok(Self { config, store, keys, catalog, audit, clock, vault, obo, loopback, upkeep, proof, clients })
     }
 }
 

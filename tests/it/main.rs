@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics is a test that fails")]
 #![expect(unreachable_pub, reason = "one binary: `pub` says what support offers to the tests")]
 
+#[path = "../../examples/proof/evil_provider.rs"]
+mod evil_provider;
 #[path = "../../examples/sandbox/provider.rs"]
 mod provider;
 mod support;
@@ -31,6 +33,7 @@ mod postgres;
 mod processes;
 mod provider_answers;
 mod readme;
+mod refresh;
 mod resource_server;
 mod rest;
 mod sign_in;

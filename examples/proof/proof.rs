@@ -1,0 +1,522 @@
+//! The processes, those who call them, and the one who kills them.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use obo::app::{App, Settings, Way};
+use obo::clock::{Clock as _, SystemClock};
+use obo::config::{Config, Environment};
+use obo::egress::Egress;
+use obo::id::{Person, Source, TenantId};
+use obo::oauth::{Account, Oauth, parse_token_answer};
+use obo::vault::Vault;
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::evil_provider::{self, Death, EvilProvider, Point, Rotation};
+
+type Problem = Box<dyn std::error::Error + Send + Sync>;
+
+const USAGE: &str =
+    "usage: proof (--grace | --strict --sigterm | --strict --kill) [--kills N] [--processes N] [--people N]";
+
+/// How long the provider accepts a replaced token, with `--grace`.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a process may take to be ready, or to end once it is asked to.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long to wait for an exchange to kill a process in.
+const AMBUSH: Duration = Duration::from_secs(10);
+
+/// Callers of one process.
+const CALLERS: usize = 2;
+
+#[derive(Clone, Copy)]
+struct Plan {
+    rotation: Rotation,
+    sigterm: bool,
+    kills: u64,
+    processes: usize,
+    people: usize,
+}
+
+impl Plan {
+    /// Whether somebody must lose: nobody can keep what a provider says only to a process that is being killed, and never
+    /// again.
+    fn may_lose(self) -> bool {
+        self.rotation == Rotation::Strict && !self.sigterm
+    }
+
+    fn from_arguments() -> Result<Self, String> {
+        let mut arguments = std::env::args().skip(1);
+        let (mut rotation, mut sigterm) = (None, None);
+        let (mut kills, mut processes, mut people) = (40, 8, 16);
+        while let Some(argument) = arguments.next() {
+            let mut number = || arguments.next().and_then(|n| n.parse::<u64>().ok()).filter(|n| *n > 0).ok_or(USAGE);
+            match argument.as_str() {
+                "--grace" => (rotation, sigterm) = (Some(Rotation::Graced(GRACE.as_millis() as i64)), Some(false)),
+                "--strict" => rotation = Some(Rotation::Strict),
+                "--sigterm" => sigterm = Some(true),
+                "--kill" => sigterm = Some(false),
+                "--kills" => kills = number()?,
+                "--processes" => processes = number()? as usize,
+                "--people" => people = number()? as usize,
+                _ => return Err(USAGE.to_owned()),
+            }
+        }
+        let (Some(rotation), Some(sigterm)) = (rotation, sigterm) else { return Err(USAGE.to_owned()) };
+        Ok(Self { rotation, sigterm, kills, processes, people })
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let plan = match Plan::from_arguments() {
+        Ok(plan) => plan,
+        Err(text) => {
+            eprintln!("{text}");
+            return ExitCode::from(2);
+        }
+    };
+    let ran = tokio::runtime::Runtime::new().map_err(Problem::from).and_then(|runtime| runtime.block_on(run(plan)));
+    match ran {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(problem) => {
+            eprintln!("the proof could not be made: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(plan: Plan) -> Result<bool, Problem> {
+    let began = Instant::now();
+    let scene = Scene::set(plan).await?;
+    let finished = CancellationToken::new();
+    let callers: Vec<_> = (0..plan.processes)
+        .flat_map(|slot| (0..CALLERS).map(move |caller| (slot, caller)))
+        .map(|(slot, caller)| tokio::spawn(Arc::clone(&scene).call(slot, caller, finished.clone())))
+        .collect();
+    let keepers: Vec<_> =
+        (0..plan.processes).map(|slot| tokio::spawn(Arc::clone(&scene).keep(slot, finished.clone()))).collect();
+    let told = tokio::spawn(Arc::clone(&scene).tell(finished.clone()));
+
+    // The keepers end when all kills are done, each with a process that runs.
+    let mut children = Vec::new();
+    for keeper in keepers {
+        children.push(keeper.await??);
+    }
+    finished.cancel();
+    for caller in callers {
+        caller.await?;
+    }
+    told.await?;
+    // Every token has ended now, so that each connection must be refreshed once more.
+    sleep(Duration::from_millis(1500)).await;
+    let mut broken = 0;
+    for person in 0..plan.people {
+        let mut connected = scene.still_connected(person).await;
+        if !connected && plan.may_lose() && scene.is_dead(person) {
+            // Lost with one of the last kills, and counted as lost; the person connects again.
+            scene.consent(person).await?;
+            connected = scene.still_connected(person).await;
+        }
+        broken += u64::from(!connected);
+    }
+    for mut child in children {
+        child.kill().await?;
+    }
+    Ok(scene.judge(began.elapsed(), broken)?)
+}
+
+#[derive(Default)]
+struct Counts {
+    calls: AtomicU64,
+    failed_calls: AtomicU64,
+    consents: AtomicU64,
+    given_up: AtomicU64,
+    kills: AtomicU64,
+    in_exchange: AtomicU64,
+    at_the_answer: AtomicU64,
+    elsewhere: AtomicU64,
+    unclean: AtomicU64,
+}
+
+struct Scene {
+    plan: Plan,
+    folder: tempfile::TempDir,
+    provider: EvilProvider,
+    http: reqwest::Client,
+    ports: Vec<u16>,
+    bearers: Vec<String>,
+    people: Vec<Person>,
+    /// One consent at a time for each.
+    consenting: Vec<tokio::sync::Mutex<()>>,
+    vault: Vault,
+    catalog: Arc<obo::catalog::Catalog>,
+    counts: Counts,
+    /// The exchanges that a process was killed in, or before it can have written down the answer: (family, generation).
+    windows: Mutex<HashSet<(usize, u64)>>,
+}
+
+impl Scene {
+    async fn set(plan: Plan) -> Result<Arc<Self>, Problem> {
+        let folder = tempfile::tempdir()?;
+        let provider = EvilProvider::start(evil_provider::Settings {
+            rotation: plan.rotation,
+            lifetime: 1,
+            latency: Duration::from_millis(10),
+            now: Box::new(|| SystemClock.now().as_millisecond()),
+        })
+        .await?;
+        let tools = folder.path().join("tools/evil");
+        std::fs::create_dir_all(&tools)?;
+        std::fs::write(tools.join("provider.toml"), provider.manifest())?;
+        std::fs::write(tools.join("who.toml"), EvilProvider::tool())?;
+        let key = folder.path().join("vault.key");
+        std::fs::write(&key, [7; 32])?;
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+
+        let mut ports = Vec::new();
+        for slot in 0..plan.processes {
+            // Bound again by a process of this proof a moment later.
+            let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            ports.push(port);
+            std::fs::write(folder.path().join(format!("{slot}.toml")), config(slot, port, provider.origin()))?;
+        }
+        let settings = Settings {
+            config: Config::parse(
+                &config(0, ports[0], provider.origin()),
+                "obo.toml",
+                folder.path(),
+                &Environment::default(),
+            )?,
+            data_dir: folder.path().join("data"),
+            clock: Arc::new(SystemClock),
+            way: Way::Command,
+            prompt: None,
+        };
+        let egress = Egress::new(&settings.config.network, &settings.config.written_urls())?;
+        let app = App::open(settings)?;
+        app.keys.open().await?;
+        let vault = Vault::new(Arc::clone(&app.store), app.keys.clone(), Oauth::new(egress), Arc::clone(&app.clock));
+
+        let (mut people, mut bearers) = (Vec::new(), Vec::new());
+        for number in 0..plan.people {
+            let user = format!("person-{number}").parse()?;
+            let person = Person { tenant: TenantId::default_tenant(), source: Source::obo(), user };
+            let life = Duration::from_secs(30 * 86_400);
+            let (_, bearer) = app.obo.identity().tokens().issue(&person, Vec::new(), life).await?;
+            bearers.push(bearer.expose().to_owned());
+            people.push(person);
+        }
+        let scene = Arc::new(Self {
+            plan,
+            folder,
+            provider,
+            http: reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build()?,
+            ports,
+            bearers,
+            consenting: (0..people.len()).map(|_| tokio::sync::Mutex::default()).collect(),
+            people,
+            vault,
+            catalog: app.catalog,
+            counts: Counts::default(),
+            windows: Mutex::default(),
+        });
+        for person in 0..plan.people {
+            scene.consent(person).await?;
+        }
+        Ok(scene)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Somebody connects, again where they had.
+    async fn consent(&self, person: usize) -> Result<(), Problem> {
+        let who = &self.people[person];
+        let name = who.user.as_str();
+        let provider = self.catalog.provider("evil").ok_or("the manifest of the provider does not load")?;
+        let answer = parse_token_answer(200, self.provider.consent(name).to_string().as_bytes())?;
+        let account = Account { key: name.to_owned(), label: name.to_owned() };
+        let scopes = ["who".to_owned()].into();
+        self.vault.deposit(who, provider, account, answer, &scopes).await.map_err(|f| f.to_string())?;
+        Ok(())
+    }
+
+    /// One call of a person's to a process: the tool's answer, or nothing where the process is not there.
+    async fn ask(&self, slot: usize, person: usize) -> Option<Value> {
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {
+            "name": "Evil_Who", "arguments": {}, "_meta": {
+                "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+                "io.modelcontextprotocol/clientInfo": { "name": "proof", "version": "1" },
+                "io.modelcontextprotocol/clientCapabilities": {} } } });
+        let request = self
+            .http
+            .post(format!("http://127.0.0.1:{}/mcp", self.ports[slot]))
+            .header("accept", "application/json, text/event-stream")
+            .header("mcp-protocol-version", "2026-07-28")
+            .header("mcp-method", "tools/call")
+            .header("mcp-name", "Evil_Who")
+            .bearer_auth(&self.bearers[person])
+            .timeout(PATIENCE)
+            .json(&body);
+        let text = request.send().await.ok()?.text().await.ok()?;
+        let json = match text.rfind("data:") {
+            Some(at) => text[at + 5..].lines().next()?,
+            None => &text,
+        };
+        serde_json::from_str::<Value>(json.trim()).ok()?.get("result").cloned()
+    }
+
+    async fn call(self: Arc<Self>, slot: usize, caller: usize, finished: CancellationToken) {
+        let mut person = slot * CALLERS + caller;
+        while !finished.is_cancelled() {
+            person = (person + 1) % self.people.len();
+            let Some(result) = self.ask(slot, person).await else {
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            self.counts.calls.fetch_add(1, Ordering::Relaxed);
+            if is_answered(&result) {
+                sleep(Duration::from_millis(5)).await;
+                continue;
+            }
+            if self.counts.failed_calls.fetch_add(1, Ordering::Relaxed) == 0 {
+                eprintln!("the first call that failed: {result}");
+            }
+            if asks_for_consent(&result) {
+                let _one = self.consenting[person].lock().await;
+                // Somebody else's call may have led to a consent meanwhile.
+                if self.ask(slot, person).await.is_some_and(|again| asks_for_consent(&again)) {
+                    self.counts.given_up.fetch_add(u64::from(!self.is_dead(person)), Ordering::Relaxed);
+                    self.counts.consents.fetch_add(1, Ordering::Relaxed);
+                    if let Err(problem) = self.consent(person).await {
+                        eprintln!("{problem}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps a process running, and kills it, until there were enough kills.
+    async fn keep(self: Arc<Self>, slot: usize, finished: CancellationToken) -> Result<Child, Problem> {
+        let mut round = slot;
+        loop {
+            let mut child = self.start(slot).await?;
+            if finished.is_cancelled() || self.counts.kills.fetch_add(1, Ordering::SeqCst) >= self.plan.kills {
+                return Ok(child);
+            }
+            round += 1;
+            // Between the request and the rotation, between that and the answer, and while the answer is on its way.
+            let point = [Point::Before, Point::After, Point::Answered, Point::After][round % 4];
+            let client = client(slot);
+            let (told, release) = self.provider.ambush(&client, point);
+            match timeout(AMBUSH, told).await {
+                Ok(Ok(_)) => {
+                    let counter =
+                        if point == Point::Answered { &self.counts.at_the_answer } else { &self.counts.in_exchange };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                    if point == Point::Answered {
+                        // Into reading, writing and answering: from at once to a few milliseconds later.
+                        sleep(Duration::from_micros((round as u64 * 613) % 8000)).await;
+                    }
+                }
+                _ => drop(self.counts.elsewhere.fetch_add(1, Ordering::Relaxed)),
+            }
+            if self.plan.sigterm {
+                let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)).ok_or("it has ended")?;
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+                sleep(Duration::from_millis((round as u64 * 7) % 60)).await;
+                drop(release);
+                let ended = timeout(PATIENCE, child.wait()).await;
+                let clean = matches!(ended, Ok(Ok(status)) if status.success());
+                self.counts.unclean.fetch_add(u64::from(!clean), Ordering::Relaxed);
+                child.kill().await?;
+            } else {
+                // Before the signal, too: another process may ask for the same tokens before this one hears of the end.
+                let mut unwritten = self.provider.died(&client);
+                child.kill().await?;
+                unwritten.extend(self.provider.died(&client));
+                self.lock_windows().extend(unwritten.into_iter().map(|which| (which.family, which.generation)));
+                drop(release);
+            }
+        }
+    }
+
+    async fn start(&self, slot: usize) -> Result<Child, Problem> {
+        let program = std::env::current_exe()?;
+        // Examples are built into a folder beside the program.
+        let program = program.parent().and_then(Path::parent).ok_or("no such folder")?.join("obo");
+        let log = std::fs::File::options().create(true).append(true).open(self.path(&format!("{slot}.log")))?;
+        let mut command = Command::new(program);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OBO_")) {
+            command.env_remove(name);
+        }
+        let mut child = command
+            .env("RUST_LOG", "warn")
+            .arg("--config")
+            .arg(self.path(&format!("{slot}.toml")))
+            .arg("--data-dir")
+            .arg(self.path("data"))
+            .arg("serve")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| format!("the program cannot be started; build it first: cargo build ({error})"))?;
+        let health = format!("http://127.0.0.1:{}/healthz", self.ports[slot]);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if self.http.get(&health).send().await.is_ok_and(|answer| answer.status().is_success()) {
+                return Ok(child);
+            }
+            if let Some(status) = child.try_wait()? {
+                return Err(format!("process {slot} did not start ({status}): {}", self.end_of_log(slot)).into());
+            }
+            if Instant::now() > until {
+                return Err(format!("process {slot} is not ready: {}", self.end_of_log(slot)).into());
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn end_of_log(&self, slot: usize) -> String {
+        let text = std::fs::read_to_string(self.path(&format!("{slot}.log"))).unwrap_or_default();
+        text.lines().rev().take(3).collect::<Vec<_>>().join(" | ")
+    }
+
+    /// Whether the newest connection of a person has ended, by the provider.
+    fn is_dead(&self, person: usize) -> bool {
+        let families = self.provider.families();
+        families.of(self.people[person].user.as_str()).is_none_or(|family| family.death.is_some())
+    }
+
+    /// Whether a person's calls still go through, by the provider's word that they are for the right account.
+    async fn still_connected(&self, person: usize) -> bool {
+        for slot in 0..self.plan.processes {
+            let Some(result) = self.ask(slot, person).await else { continue };
+            let text = result.pointer("/content/0/text").and_then(Value::as_str).unwrap_or_default();
+            let value: Value = serde_json::from_str(text).unwrap_or_default();
+            return is_answered(&result) && value["account"] == self.people[person].user.as_str();
+        }
+        false
+    }
+
+    /// Says how far it is, for long runs.
+    async fn tell(self: Arc<Self>, finished: CancellationToken) {
+        while timeout(Duration::from_secs(30), finished.cancelled()).await.is_err() {
+            let kills = self.counts.kills.load(Ordering::Relaxed).min(self.plan.kills);
+            let (refreshes, lost) = {
+                let f = self.provider.families();
+                (f.refreshes, f.lost())
+            };
+            eprintln!("{kills} kills, {refreshes} refreshes, {lost} lost");
+        }
+    }
+
+    /// Prints what came of it: whether everything is as it is promised.
+    fn judge(&self, took: Duration, broken: u64) -> Result<bool, Problem> {
+        let families = self.provider.families();
+        let windows = self.lock_windows();
+        let lost = families.lost();
+        let unexplained = families.all().iter().enumerate().filter(|(number, family)| match family.death {
+            Some(Death::Reused { generation, .. }) => !windows.contains(&(*number, generation)),
+            _ => false,
+        });
+        let unexplained = unexplained.count();
+        let mut leaks = 0;
+        for slot in 0..self.plan.processes {
+            let text = std::fs::read_to_string(self.path(&format!("{slot}.log"))).unwrap_or_default();
+            leaks += text.matches("evil-r.").count() + text.matches("evil-a.").count();
+        }
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let again = families.again();
+        let (unclean, given_up) = (count(&self.counts.unclean), count(&self.counts.given_up));
+        let kills = count(&self.counts.kills).min(self.plan.kills);
+        let signal = if self.plan.sigterm { "SIGTERM" } else { "SIGKILL" };
+        let provider = match self.plan.rotation {
+            Rotation::Graced(grace) => format!("grace of {} s", grace / 1000),
+            Rotation::Strict => "strict".to_owned(),
+            Rotation::Keeps => "keeps".to_owned(),
+        };
+        println!(
+            "provider: {provider}; {} processes, {} people, {} s",
+            self.plan.processes,
+            self.plan.people,
+            took.as_secs()
+        );
+        println!("kills ({signal}): {kills}");
+        println!("  inside an exchange: {}", count(&self.counts.in_exchange));
+        println!("  while its answer was on the way: {}", count(&self.counts.at_the_answer));
+        println!("  with no exchange within {AMBUSH:?}: {}", count(&self.counts.elsewhere));
+        println!("calls answered: {}", count(&self.counts.calls) - count(&self.counts.failed_calls));
+        println!("calls that failed: {}", count(&self.counts.failed_calls));
+        println!("refreshes: {}", families.refreshes);
+        println!("tokens presented again: {again}");
+        println!("tokens presented while the same one was under way: {}", families.concurrent);
+        println!("connections lost, by the provider: {lost}");
+        println!("  of these without a kill in that exchange, or within a second of its answer: {unexplained}");
+        println!("connections given up though they live: {given_up}");
+        println!("people not connected at the end: {broken}");
+        println!("processes that did not end cleanly: {unclean}");
+        println!("tokens in logs: {leaks}");
+
+        let whole = (self.plan.may_lose() || lost == 0)
+            && unexplained == 0
+            && (!self.plan.sigterm || again == 0)
+            && families.concurrent == 0
+            && given_up == 0
+            && broken == 0
+            && unclean == 0
+            && leaks == 0
+            && families.refreshes > kills;
+        println!("{}", if whole { "as promised" } else { "NOT as promised" });
+        if !whole {
+            let kept = std::env::temp_dir().join(format!("obo-proof-{}", std::process::id()));
+            std::fs::create_dir_all(&kept)?;
+            for slot in 0..self.plan.processes {
+                let name = format!("{slot}.log");
+                let _ = std::fs::copy(self.path(&name), kept.join(&name));
+            }
+            println!("the logs are in {}", kept.display());
+        }
+        Ok(whole)
+    }
+
+    fn lock_windows(&self) -> std::sync::MutexGuard<'_, HashSet<(usize, u64)>> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The secret that a process shows the provider, by which that tells the processes apart.
+fn client(slot: usize) -> String {
+    format!("process-{slot}")
+}
+
+fn config(slot: usize, port: u16, origin: &str) -> String {
+    format!(
+        "[server]\nlisten = \"127.0.0.1:{port}\"\ncalls_per_minute = 0\nconsent_wait = \"0s\"\n\
+         [vault.key]\nsource = \"file\"\npath = \"vault.key\"\n\
+         [providers.evil]\nclient_id = \"proof\"\nclient_secret = \"{}\"\norigin = \"{origin}\"\n\
+         [tools]\ndirs = [\"tools\"]\nenable = [\"Evil.*\"]\n",
+        client(slot)
+    )
+}
+
+fn is_answered(result: &Value) -> bool {
+    result["isError"] != true && result.get("content").is_some()
+}
+
+fn asks_for_consent(result: &Value) -> bool {
+    result["_meta"].get("obo/authorization").is_some() || result.get("inputRequests").is_some()
+}

@@ -27,7 +27,7 @@ use crate::store::{Store, StoreError, Table};
 use crate::transport::loopback::{Loopback, Owner, Proof, Site, owner_route, shared_address};
 use crate::transport::{http, oauth, pages, rest};
 use crate::upkeep::Upkeep;
-use crate::vault::{self, Vault};
+use crate::vault::{self, Journal, Vault};
 
 /// How this process is used: who serves the consent pages, and for whom flows are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +152,7 @@ impl App {
         let audit = Audit::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock), config.audit);
         let oauth = Oauth::new(egress.clone());
         let vault = Vault::new(Arc::clone(&store), keys.clone(), oauth.clone(), Arc::clone(&clock));
-        let vault = vault.with_observer(record_refreshes(audit.clone()));
+        let vault = vault.with_spool(&data_dir, Journal::WhenLate).with_observer(record_refreshes(audit.clone()));
         let identity = Identity::new(
             config.identity.clone(),
             Arc::clone(&store),
@@ -223,6 +223,12 @@ pub async fn sweep(store: Arc<dyn Store>, clock: SharedClock) {
             Err(error) => tracing::warn!(%error, "expired records could not be removed"),
         }
     }
+}
+
+/// Takes up what other processes left behind, until this one is about to end. For processes that stay.
+pub fn tend(app: &App) -> impl Future<Output = ()> + Send + 'static {
+    let (vault, catalog) = (app.vault.clone(), Arc::clone(&app.catalog));
+    async move { vault.tend(catalog).await }
 }
 
 /// Refreshes are recorded beside the calls that needed them, without making a call wait.

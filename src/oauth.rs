@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderValue, Method};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method, StatusCode};
 use oauth2::basic::{BasicClient, BasicTokenResponse};
 use oauth2::{
     AsyncHttpClient, AuthType, AuthUrl, AuthorizationCode, ClientId, ClientSecret, CsrfToken, EndpointNotSet,
@@ -109,6 +109,9 @@ pub enum OauthError {
     /// Another answer that is a clear refusal; the code is one of RFC 6749 §5.2's or the provider's own.
     #[error("the provider refused ({0})")]
     Refused(String),
+    /// It asks to be left alone for so long (429 with `Retry-After`, RFC 6585 §4). Nothing was done.
+    #[error("the provider's token endpoint asks to wait {} s", .0.as_secs())]
+    Busy(Duration),
     /// Not reached, or no answer, or an answer that is not one: whether something happened there is unknown, except
     /// after `unreachable` and `forbidden_address`, where nothing was sent.
     #[error("the provider's token endpoint did not answer properly ({0})")]
@@ -290,8 +293,13 @@ impl Oauth {
             credentials.set_sensitive(true);
         }
         let request = self.egress.request(parts.method, url).headers(headers).body(body);
-        let Answer { status, body, .. } = self.egress.send(request, self.limits).await.map_err(no_answer)?;
+        let Answer { status, headers, body } = self.egress.send(request, self.limits).await.map_err(no_answer)?;
         let body = zeroize::Zeroizing::new(body);
+        if status == StatusCode::TOO_MANY_REQUESTS
+            && let Some(wait) = answer::retry_after(headers.get(RETRY_AFTER))
+        {
+            return Err(OauthError::Busy(wait));
+        }
         let value = answer::read(status.as_u16(), &body)?;
         let value =
             provider.token_answer(value).map_err(|_| OauthError::Unavailable("not_a_token_answer".to_owned()))?;

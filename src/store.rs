@@ -55,11 +55,13 @@ pub enum Table {
     ClientToken = 14,
     /// Somebody who has connections: the name behind the owner of their grants.
     Person = 15,
+    /// A refresh under way, under the key of its grant: what finds one that was interrupted.
+    Refreshing = 16,
 }
 
 impl Table {
     /// Every table, in the order of the numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Meta,
         Self::DataKey,
         Self::Grant,
@@ -74,6 +76,7 @@ impl Table {
         Self::ClientSession,
         Self::ClientToken,
         Self::Person,
+        Self::Refreshing,
     ];
 
     /// In words, for the operator: what several of its records are.
@@ -93,6 +96,7 @@ impl Table {
             Self::ClientSession => "clients",
             Self::ClientToken => "tokens of clients",
             Self::Person => "people",
+            Self::Refreshing => "refreshes under way",
         }
     }
 }

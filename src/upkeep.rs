@@ -265,7 +265,8 @@ impl Guide<'_> {
             | Table::AuthorizationCode
             | Table::ClientSession
             | Table::ClientToken
-            | Table::Person => Some((default(), Context::of(record.table).with(&record.key))),
+            | Table::Person
+            | Table::Refreshing => Some((default(), Context::of(record.table).with(&record.key))),
         })
     }
 

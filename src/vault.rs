@@ -1,12 +1,13 @@
 //! The person's tokens: sealed at rest, refreshed when they must be, handed out only for their owner.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::catalog::Provider;
+use crate::catalog::{Catalog, Provider};
 use crate::clock::SharedClock;
 use crate::failure::Failure;
 use crate::id::{Person, ProviderId};
@@ -15,16 +16,24 @@ use crate::oauth::{Account, Oauth, TokenAnswer};
 use crate::secret::{AccessToken, SecretBytes};
 use crate::store::{RecordKey, Store, Table};
 
+mod breaker;
 mod ending;
 mod head;
 mod people;
 mod refresh;
 mod safe;
+mod spool;
+mod take_up;
 mod upstream;
 
 pub use ending::{Keep, Receipt};
 use safe::Safe;
+pub use spool::Journal;
 use upstream::{Terms, Upstream};
+
+/// How often it is looked for what others left behind. Half a minute is the grace of common providers, and there must be
+/// time to use it.
+const TEND_EVERY: Duration = Duration::from_secs(5);
 
 /// A connection of a person to an account at a provider. A handle: it holds no token.
 #[derive(Debug, Clone)]
@@ -108,6 +117,36 @@ impl Vault {
     /// A vault over a store. Opens nothing yet.
     pub fn new(store: Arc<dyn Store>, keys: Keys, oauth: Oauth, clock: SharedClock) -> Self {
         Self { oauth, safe: Arc::new(Safe::new(store, keys, clock)) }
+    }
+
+    /// Keeps what providers answered in a folder `spool` of the data folder, as long as the store has not taken it.
+    #[must_use]
+    pub fn with_spool(mut self, data_dir: &Path, journal: Journal) -> Self {
+        if let Some(safe) = Arc::get_mut(&mut self.safe) {
+            let entries = Box::new(spool::Folder::at(data_dir.join("spool")));
+            safe.spool = Some(safe::Spool { entries, journal });
+        }
+        self
+    }
+
+    /// Takes up what others left behind, now and every few seconds, until this process is about to end: answers that were
+    /// not written, and refreshes that were interrupted. For processes that stay.
+    pub async fn tend(&self, catalog: Arc<Catalog>) {
+        let upstream = |head: &head::Head| {
+            let provider = catalog.provider(head.provider.as_str()).filter(|provider| provider.client.is_some())?;
+            Some(Upstream::new(&self.oauth, provider))
+        };
+        let mut draining = self.safe.draining.subscribe();
+        loop {
+            tokio::select! {
+                biased;
+                _ = draining.wait_for(|draining| *draining) => return,
+                () = async {
+                    self.safe.take_up(&upstream).await;
+                    tokio::time::sleep(TEND_EVERY).await;
+                } => {}
+            }
+        }
     }
 
     /// All connections of a person, by provider and account.

@@ -7,7 +7,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::{Exit, Global};
-use crate::app::{Way, site, sweep};
+use crate::app::{Way, site, sweep, tend};
 use crate::config::ConfigError;
 use crate::transport;
 
@@ -43,6 +43,7 @@ impl Serve {
         }
         tracing::info!(%address, public_url = app.config.server.public_base(), tools = app.catalog.tools().count(), "listening");
         tokio::spawn(sweep(Arc::clone(&app.store), Arc::clone(&app.clock)));
+        tokio::spawn(tend(&app));
         let stop = transport::signal::on_signal().map_err(Exit::failed)?;
         transport::http::serve(listener, site(&app, address)?, stop).await.map_err(Exit::failed)?;
         app.obo.drain(transport::SHUTDOWN_GRACE).await;

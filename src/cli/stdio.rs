@@ -6,7 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::{Exit, Global, Who};
-use crate::app::{Way, sweep};
+use crate::app::{Way, sweep, tend};
 use crate::identity::Credential;
 use crate::transport;
 
@@ -24,6 +24,7 @@ impl Stdio {
         let credential = Credential::OsUser { tenant: person.tenant, user: person.user };
 
         tokio::spawn(sweep(Arc::clone(&app.store), Arc::clone(&app.clock)));
+        tokio::spawn(tend(&app));
         let stop = transport::signal::on_signal().map_err(Exit::failed)?;
         let pages = CancellationToken::new();
         let serving = app.loopback.clone().map(|loopback| tokio::spawn(loopback.serve(app.obo.clone(), pages.clone())));

@@ -390,6 +390,6 @@ fn in_words(provider: &Provider, error: &OauthError) -> String {
             format!("{name} does not accept this obo server; its operator must check the client in obo.toml")
         }
         OauthError::Refused(code) => format!("{name} refused ({code})"),
-        OauthError::Unavailable(_) => format!("{name} did not answer as it should"),
+        OauthError::Busy(_) | OauthError::Unavailable(_) => format!("{name} did not answer as it should"),
     }
 }

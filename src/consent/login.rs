@@ -179,7 +179,7 @@ impl Consent {
         let tokens = match self.inner.oauth.sign_in_tokens(&sign_in, &code, &verifier, &login.redirect_uri).await {
             Ok(tokens) => tokens,
             // Neither is the person's doing, and the second is the operator's to mend.
-            Err(error @ (OauthError::Unavailable(_) | OauthError::InvalidClient(_))) => {
+            Err(error @ (OauthError::Busy(_) | OauthError::Unavailable(_) | OauthError::InvalidClient(_))) => {
                 return Err(Failure::internal(error));
             }
             Err(error) => return refused(error.to_string()),

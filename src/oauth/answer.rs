@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use http::HeaderValue;
 use serde_json::{Map, Value};
 
 use super::{OauthError, TokenAnswer};
@@ -21,6 +22,9 @@ const MAX_SCOPE_BYTES: usize = 512;
 /// Longest lifetime believed.
 const MAX_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60); // ten years
 
+/// Longest wait that is believed.
+const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60); // one day
+
 /// Longest error code kept, in bytes.
 const MAX_CODE_BYTES: usize = 64;
 
@@ -30,6 +34,12 @@ const MAX_CODE_BYTES: usize = 64;
 /// See [`OauthError`]; its text is a code, never part of the body.
 pub fn parse_token_answer(status: u16, body: &[u8]) -> Result<TokenAnswer, OauthError> {
     judge(status, &read(status, body)?)
+}
+
+/// How long a server asks to wait, in whole seconds (RFC 9110 §10.2.3). A date is not read: it is the server's clock.
+pub(super) fn retry_after(header: Option<&HeaderValue>) -> Option<Duration> {
+    let seconds: u64 = header?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.min(MAX_WAIT.as_secs())))
 }
 
 /// The JSON of an answer, before a manifest's program has seen it.
@@ -178,6 +188,18 @@ mod tests {
         assert!(least.refresh_token.is_none() && least.expires_in.is_none() && least.scopes.is_none());
         assert_eq!(parse(r#"{"access_token":"at","scope":["x y","z",1]}"#).unwrap().scopes.unwrap().len(), 3);
         assert_eq!(parse(r#"{"access_token":"at","scope":""}"#).unwrap().scopes, Some(BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_wait_is_asked_for_in_seconds() {
+        let read = |text: &str| retry_after(Some(&HeaderValue::from_str(text).unwrap())).map(|wait| wait.as_secs());
+        assert_eq!(retry_after(None), None);
+        for (text, seconds) in
+            [("7", Some(7)), (" 0 ", Some(0)), ("99999999", Some(86_400)), ("-1", None), ("1.5", None), ("soon", None)]
+        {
+            assert_eq!(read(text), seconds, "{text}");
+        }
+        assert_eq!(read("Fri, 31 Dec 1999 23:59:59 GMT"), None);
     }
 
     #[test]

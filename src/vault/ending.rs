@@ -131,7 +131,7 @@ impl Safe {
         let keys = self.keys.open().await?;
         let owner = people::owner(&keys, person);
         let mut count = 0;
-        for record in self.store.owned(Table::Grant, &owner).await.map_err(unavailable)? {
+        for record in self.of_tenant(&keys, person).owned(Table::Grant, &owner).await.map_err(unavailable)? {
             count += usize::from(unseal(&keys, person, &record).await.is_err());
         }
         Ok(count)

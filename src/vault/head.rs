@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::upstream::Terms;
 use super::{Grant, GrantStatus};
+use crate::catalog::provider::Refresh;
 use crate::clock::{later, remaining};
 use crate::id::{Person, ProviderId};
 use crate::oauth::{Account, TokenAnswer};
@@ -20,6 +21,13 @@ const MAX_EARLY: Duration = Duration::from_secs(300);
 
 /// ... and what part of its life that is, at most: one fifth.
 const EARLY_PART: u32 = 5;
+
+/// How many times earlier at a strict provider: it may be asked once only, so that there should be time for its person to
+/// connect again, should the answer be lost.
+const EARLIER: u32 = 2;
+
+/// Most candidates kept of a grant.
+const MAX_CANDIDATES: usize = 3;
 
 /// A grant with its tokens. Lives only between opening a record and answering a call.
 #[derive(Clone, Serialize, Deserialize)]
@@ -38,7 +46,7 @@ pub(super) struct Head {
     pub(super) access_token: Secret,
     #[serde(serialize_with = "into_sealed_body_if_any")]
     pub(super) refresh_token: Option<Secret>,
-    issued_at: Timestamp,
+    pub(super) issued_at: Timestamp,
     /// None: good until it is refused.
     pub(super) expires_at: Option<Timestamp>,
     /// The intent: since when a refresh with this generation's refresh token has been under way. One that stays behind
@@ -52,6 +60,30 @@ pub(super) struct Head {
     /// back since. Left out where it did not, as `preferred_at` is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) restored_at: Option<Timestamp>,
+    /// Tokens that were given for this grant, and came too late: somebody else had refreshed it by then. They are tried
+    /// when the provider refuses the others. The newest stands last. Left out where there are none, as `preferred_at` is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) candidates: Vec<Candidate>,
+}
+
+/// Tokens of a grant that are not its newest.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Candidate {
+    #[serde(serialize_with = "into_sealed_body")]
+    pub(super) refresh_token: Secret,
+    pub(super) scopes: BTreeSet<String>,
+    /// Whether the provider has refused it. It is kept all the same, because an answer can be wrong.
+    pub(super) rejected: bool,
+}
+
+/// An answer that is not written yet: what the grant shall be, and the refresh token that it was given for.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Answered {
+    pub(super) next: Head,
+    #[serde(serialize_with = "into_sealed_body")]
+    pub(super) spent: Secret,
 }
 
 /// How good an access token still is.
@@ -103,7 +135,22 @@ impl Head {
             // The choice is of an account, not of its tokens.
             preferred_at: earlier.and_then(|earlier| earlier.preferred_at),
             restored_at: None,
+            // Those before belong to the consent before, as the tokens do that are replaced here.
+            candidates: Vec::new(),
         }
+    }
+
+    /// The tokens of an answer that came too late, kept beside those that there are.
+    pub(super) fn with_candidate(&self, late: &Head) -> Self {
+        let mut head = self.clone();
+        let Some(refresh_token) = late.refresh_token.clone() else { return head };
+        let known = |candidate: &Candidate| candidate.refresh_token.matches(&refresh_token);
+        if !head.candidates.iter().any(known) {
+            head.candidates.push(Candidate { refresh_token, scopes: late.scopes.clone(), rejected: false });
+            let surplus = head.candidates.len().saturating_sub(MAX_CANDIDATES);
+            head.candidates.drain(..surplus);
+        }
+        head
     }
 
     /// What a refresh answered, laid over this generation.
@@ -126,14 +173,18 @@ impl Head {
     }
 
     /// How good the access token is at `now`, by the wall clock.
-    pub(super) fn fitness(&self, now: Timestamp) -> Fitness {
-        let early = self.lifetime().map(|lifetime| (lifetime / EARLY_PART).min(MAX_EARLY));
+    pub(super) fn fitness(&self, terms: &Terms, now: Timestamp) -> Fitness {
+        let earlier = if terms.refresh == Refresh::Strict { EARLIER } else { 1 };
+        let early = self.lifetime().map(|lifetime| (lifetime / EARLY_PART).min(MAX_EARLY) * earlier);
         let left = self.expires_at.map(|end| remaining(now, end));
+        let interrupted = self.refreshing_since.map(|since| remaining(since, now));
         match (left, early) {
             (Some(Duration::ZERO), _) => Fitness::Expired,
             // A refresh asks the provider whether the grant still lives. Without a refresh token, using it does.
             _ if self.restored_at.is_some() && self.refresh_token.is_some() => Fitness::Expired,
-            _ if self.refreshing_since.is_some() => Fitness::Ageing,
+            // At once; or, where asking twice could end the connection, when there is nothing left to lose.
+            _ if interrupted.is_some_and(|since| !terms.may_ask_again(since)) => Fitness::Fresh,
+            _ if interrupted.is_some() => Fitness::Ageing,
             (Some(left), Some(early)) if left <= early => Fitness::Ageing,
             _ => Fitness::Fresh,
         }
@@ -161,12 +212,7 @@ impl Head {
 
     /// The body, to be sealed.
     pub(super) fn to_bytes(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
-        // Measured first, so that the buffer never grows and leaves a copy of the tokens behind.
-        let mut length = Length(0);
-        serde_json::to_writer(&mut length, self)?;
-        let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
-        serde_json::to_writer(&mut *bytes, self)?;
-        Ok(bytes)
+        to_bytes(self)
     }
 
     /// Reads a body that was unsealed.
@@ -177,6 +223,27 @@ impl Head {
     fn lifetime(&self) -> Option<Duration> {
         self.expires_at.map(|end| remaining(self.issued_at, end))
     }
+}
+
+impl Answered {
+    /// The body, to be sealed.
+    pub(super) fn to_bytes(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+        to_bytes(self)
+    }
+
+    /// Reads a body that was unsealed.
+    pub(super) fn from_bytes(bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
+    }
+}
+
+fn to_bytes(body: &impl Serialize) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+    // Measured first, so that the buffer never grows and leaves a copy of the tokens behind.
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, body)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *bytes, body)?;
+    Ok(bytes)
 }
 
 /// The one place where a token is serialised: into the body that is sealed.

@@ -15,15 +15,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::head::{Fitness, Head};
+use super::breaker::Trouble;
+use super::head::{Answered, Fitness, Head};
 use super::safe::{Safe, Stored, WriteError, key_of};
+use super::spool::Journal;
+use super::take_up::{Settled, revoke_late};
 use super::upstream::Upstream;
 use super::{Grant, GrantStatus, Refreshed, TokenError};
 use crate::clock::{later, remaining};
 use crate::failure::{Code, Failure};
 use crate::id::Person;
 use crate::keys::OpenKeys;
-use crate::oauth::{OauthError, TokenAnswer};
+use crate::oauth::{OauthError, Revocation, TokenAnswer};
 use crate::secret::{AccessToken, Secret};
 use crate::store::RecordKey;
 
@@ -67,12 +70,12 @@ pub(super) struct Cooling {
 const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// One refresh to be made.
-struct Refresh {
-    key: RecordKey,
-    person: Person,
-    upstream: Upstream,
+pub(super) struct Refresh {
+    pub(super) key: RecordKey,
+    pub(super) person: Person,
+    pub(super) upstream: Upstream,
     /// The access token that is no longer good enough.
-    stale: Secret,
+    pub(super) stale: Secret,
 }
 
 impl Safe {
@@ -100,17 +103,17 @@ impl Safe {
             let head = stored.map(|stored| stored.head).filter(|head| head.usable(&upstream.terms));
             let head = head.ok_or(TokenError::NeedsConsent)?;
 
-            let fitness = head.fitness(now);
+            let fitness = head.fitness(&upstream.terms, now);
             let refused = rejected.as_ref().is_some_and(|rejected| rejected.matches(&head.access_token));
             if fitness == Fitness::Fresh && !refused {
                 return Ok(bind(head.access_token));
             }
             let must_wait = refused || fitness == Fitness::Expired;
-            if !must_wait && (head.refresh_token.is_none() || self.cooling(&key, now).is_some()) {
+            if !must_wait && head.refresh_token.is_none() {
                 return Ok(bind(head.access_token));
             }
-            if must_wait && let Some(failure) = self.cooling(&key, now) {
-                return Err(TokenError::Failed(failure));
+            if let Some(failure) = self.at_rest(&key, &upstream, now) {
+                return if must_wait { Err(TokenError::Failed(failure)) } else { Ok(bind(head.access_token)) };
             }
             let flight = self.join(Refresh {
                 key,
@@ -137,7 +140,7 @@ impl Safe {
     }
 
     /// Joins the refresh of a grant that is under way, or begins one.
-    fn join(self: &Arc<Self>, refresh: Refresh) -> watch::Receiver<Option<Outcome>> {
+    pub(super) fn join(self: &Arc<Self>, refresh: Refresh) -> watch::Receiver<Option<Outcome>> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(&refresh.key) {
             return flight.clone();
@@ -162,21 +165,26 @@ impl Safe {
     /// The refresh itself, from lease to commit.
     async fn refresh(&self, refresh: &Refresh, publish: &watch::Sender<Option<Outcome>>) -> Outcome {
         let keys = self.keys.open().await.map_err(|error| TokenError::Failed(error.into()))?;
-        let _lease = self.lease(&refresh.key).await.map_err(TokenError::Failed)?;
+        let _lease = self.hold(&keys, &refresh.key).await.map_err(TokenError::Failed)?;
 
         // Read inside the lease: whoever held it before may have refreshed already.
         let Stored { mut head, mut generation } = self.usable(&keys, refresh).await?;
-        if !head.access_token.matches(&refresh.stale) && head.fitness(self.clock.now()) == Fitness::Fresh {
+        if !head.access_token.matches(&refresh.stale)
+            && head.fitness(&refresh.upstream.terms, self.clock.now()) == Fitness::Fresh
+        {
             return Ok(Issued::of(&head));
         }
         let Some(refresh_token) = head.refresh_token.clone() else {
             return self.end(&keys, refresh, head, generation).await;
         };
 
-        // The intent is durable before the request, so that a refresh that a crash interrupts is taken up again at the
-        // next call, with the same token, while the provider may still accept it.
-        if head.refreshing_since.is_none() {
-            head.refreshing_since = Some(self.clock.now());
+        // The intent is durable before the request, so that a refresh that a crash interrupts is taken up again, with the
+        // same token, while the provider may still accept it.
+        let began = self.clock.now();
+        let interrupted = head.refreshing_since;
+        let since = interrupted.unwrap_or(began);
+        if interrupted.is_none() {
+            head.refreshing_since = Some(since);
             generation = match self.write(&keys, &refresh.key, &head, Some(generation)).await {
                 Ok(generation) => generation,
                 Err(WriteError::Failed(failure)) => return Err(TokenError::Failed(failure)),
@@ -186,8 +194,7 @@ impl Safe {
             tracing::warn!(provider = %head.provider, "vault.interrupted_refresh_taken_up");
         }
 
-        let began = self.clock.now();
-        match self.ask(refresh, &refresh_token).await {
+        match self.ask(refresh, &refresh_token, since).await {
             Ok(answer) => {
                 let next = head.refreshed(&refresh.upstream.terms, answer, self.clock.now());
                 let outcome = self.commit(&keys, refresh, &refresh_token, next, generation, publish).await;
@@ -196,19 +203,52 @@ impl Safe {
             }
             Err(OauthError::InvalidGrant(code)) => {
                 // Never believed on its own: somebody may have moved the grant on while we asked.
-                let Stored { head: newest, generation } = self.usable(&keys, refresh).await?;
+                let Stored { head: mut newest, generation } = self.usable(&keys, refresh).await?;
                 if newest.generation != head.generation {
                     return Ok(Issued::of(&newest));
+                }
+                if let Some(next) = self.try_candidates(refresh, &mut newest).await? {
+                    let outcome = self.commit(&keys, refresh, &refresh_token, next, generation, publish).await;
+                    self.tell(&head, began, "refresh.ok", None);
+                    return outcome;
                 }
                 tracing::warn!(provider = %head.provider, code, "vault.grant_ended");
                 self.tell(&head, began, "refresh.grant_ended", Some(Code::AuthorizationRequired));
                 self.end(&keys, refresh, newest, generation).await
             }
             Err(error) => {
+                if interrupted.is_none() && nothing_was_done(&error) {
+                    // What stays behind here is only taken up for nothing.
+                    head.refreshing_since = None;
+                    let _ = self.write(&keys, &refresh.key, &head, Some(generation)).await;
+                }
                 self.tell(&head, began, "refresh.failed", Some(Code::ProviderError));
                 Err(TokenError::Failed(failure(&refresh.upstream, &error)))
             }
         }
+    }
+
+    /// Asks with the tokens that came too late once, the newest first: the provider may have meant one of them to be the
+    /// last. What the grant is now; none: they are all refused, which is noted in `head`.
+    async fn try_candidates(&self, refresh: &Refresh, head: &mut Head) -> Result<Option<Head>, TokenError> {
+        for at in (0..head.candidates.len()).rev() {
+            let candidate = head.candidates[at].clone();
+            if candidate.rejected {
+                continue;
+            }
+            match self.ask(refresh, &candidate.refresh_token, self.clock.now()).await {
+                Ok(answer) => {
+                    tracing::warn!(provider = %head.provider, "vault.candidate_taken");
+                    let mut before = head.clone();
+                    before.scopes = candidate.scopes;
+                    before.refresh_token = Some(candidate.refresh_token);
+                    return Ok(Some(before.refreshed(&refresh.upstream.terms, answer, self.clock.now())));
+                }
+                Err(OauthError::InvalidGrant(_)) => head.candidates[at].rejected = true,
+                Err(error) => return Err(TokenError::Failed(failure(&refresh.upstream, &error))),
+            }
+        }
+        Ok(None)
     }
 
     /// Tells the observer of a refresh that the provider was asked for.
@@ -233,67 +273,151 @@ impl Safe {
             .ok_or(TokenError::NeedsConsent)
     }
 
-    /// Asks the provider; again, where it is unknown whether it rotated the token: it may still accept the old one.
-    async fn ask(&self, refresh: &Refresh, token: &Secret) -> Result<TokenAnswer, OauthError> {
+    /// Asks the provider; again, where it is unknown whether it rotated the token: it may still accept the old one. `since`:
+    /// when this token was first shown.
+    async fn ask(&self, refresh: &Refresh, token: &Secret, since: Timestamp) -> Result<TokenAnswer, OauthError> {
         let began = tokio::time::Instant::now();
-        let mut answer = refresh.upstream.endpoint.refresh(token).await;
+        let Upstream { terms, endpoint } = &refresh.upstream;
+        let mut answer = endpoint.refresh(token).await;
         for pause in self.pace.again {
             let Err(OauthError::Unavailable(cause)) = &answer else { break };
-            // Nothing was sent, or the provider asks to wait: its answer would be the same. And whoever hangs once will
-            // hang again, while others wait for the lease.
-            let pointless = ["unreachable", "forbidden_address", "status_429"].contains(&cause.as_str());
-            if pointless || began.elapsed() > ASK_AGAIN_WITHIN {
+            // Its answer would be the same. And whoever hangs once will hang again, while others wait for the lease.
+            let pointless = answer.as_ref().is_err_and(nothing_was_done) || began.elapsed() > ASK_AGAIN_WITHIN;
+            if pointless || !terms.may_ask_again(remaining(since, self.clock.now()).saturating_add(pause)) {
                 break;
             }
-            tracing::warn!(provider = %refresh.upstream.terms.id, cause, "vault.refresh_retried");
+            tracing::warn!(provider = %terms.id, cause, "vault.refresh_retried");
             tokio::time::sleep(pause).await;
-            answer = refresh.upstream.endpoint.refresh(token).await;
+            answer = endpoint.refresh(token).await;
         }
+        self.note_server(&refresh.upstream, &answer);
         answer
     }
 
-    /// Writes the new tokens, for as long as it takes: the provider has rotated, and there is no other copy.
+    /// Remembers how the server is, whoever's grant this was.
+    fn note_server(&self, upstream: &Upstream, answer: &Result<TokenAnswer, OauthError>) {
+        let trouble = match answer {
+            Ok(_) | Err(OauthError::InvalidGrant(_) | OauthError::Refused(_)) => {
+                return self.breakers.well(&upstream.terms.server);
+            }
+            Err(OauthError::InvalidClient(_)) => Trouble::Client,
+            Err(OauthError::Busy(wait)) => Trouble::Asked(*wait),
+            Err(OauthError::Unavailable(_)) => Trouble::NoAnswer,
+        };
+        if let Err(error) = answer {
+            let failure = failure(upstream, error);
+            self.breakers.failed(&upstream.terms.server, trouble, &failure, self.clock.now());
+        }
+    }
+
+    /// Writes the new tokens, for as long as it takes: the provider has rotated, and there is no other copy. While the store
+    /// does not take them, they are in the spool as well, from where they are written should this process end.
     async fn commit(
         &self,
         keys: &OpenKeys,
         refresh: &Refresh,
         spent: &Secret,
-        mut next: Head,
-        mut generation: u64,
+        next: Head,
+        generation: u64,
         publish: &watch::Sender<Option<Outcome>>,
     ) -> Outcome {
         let issued = Issued::of(&next);
+        let rotated = next.refresh_token.as_ref().is_some_and(|token| !token.matches(spent));
+        let answered = Answered { next, spent: spent.clone() };
+        let spool = self.spool.as_ref().filter(|_| rotated);
+        let mut kept = None;
+        if spool.is_some_and(|spool| spool.journal == Journal::First) {
+            kept = self.keep(keys, refresh, &answered).await;
+        }
+        let mut generation = Some(generation);
         let mut pause = self.pace.shortest;
+        let mut draining = self.draining.subscribe();
         loop {
-            let failure = match self.write(keys, &refresh.key, &next, Some(generation)).await {
-                Ok(_) => return Ok(issued),
-                Err(WriteError::Failed(failure)) => failure,
-                Err(WriteError::Conflict) => match self.read(keys, &refresh.person, &refresh.key).await {
-                    // An earlier try that seemed to fail did not.
-                    Ok(Some(stored)) if stored.head.access_token.matches(&next.access_token) => return Ok(issued),
-                    // Only what is beside the tokens changed.
-                    Ok(Some(stored)) if stored.head.refresh_token.as_ref().is_some_and(|t| t.matches(spent)) => {
-                        generation = stored.generation;
-                        next.preferred_at = stored.head.preferred_at;
-                        continue;
+            let mut writing = Box::pin(self.write_answer(keys, refresh, &answered, generation.take()));
+            let written = if spool.is_some() && kept.is_none() {
+                match tokio::time::timeout(self.pace.at_once, &mut writing).await {
+                    Ok(written) => written,
+                    Err(_) => {
+                        // The token is good, whether it is stored yet or not: callers go on.
+                        publish.send_replace(Some(Ok(issued.clone())));
+                        kept = self.keep(keys, refresh, &answered).await;
+                        writing.await
                     }
-                    // The person has connected anew; those tokens are the later ones.
-                    Ok(Some(stored)) => return Ok(Issued::of(&stored.head)),
-                    // Disconnected: what was issued since is nobody's.
-                    Ok(None) => {
-                        for token in next.refresh_token.iter().chain([&next.access_token]) {
-                            refresh.upstream.endpoint.revoke(token).await;
-                        }
-                        return Err(TokenError::NeedsConsent);
-                    }
-                    Err(failure) => failure,
-                },
+                }
+            } else {
+                writing.await
             };
-            tracing::error!(provider = %next.provider, cause = failure.cause, "vault.commit_retried");
-            // The token is good, whether it is stored yet or not: callers go on.
+            let failure = match written {
+                Ok(Settled::Nobodys) => {
+                    // Disconnected: what was issued since is nobody's.
+                    if revoke_late(&answered.next, Some(&refresh.upstream)).await == Revocation::Failed {
+                        if kept.is_none() {
+                            self.keep(keys, refresh, &answered).await;
+                        }
+                    } else {
+                        self.forget(kept).await;
+                    }
+                    return Err(TokenError::NeedsConsent);
+                }
+                Ok(Settled::Written) => {
+                    self.forget(kept).await;
+                    return Ok(issued);
+                }
+                Ok(Settled::Candidate | Settled::Superseded) => {
+                    // Others have refreshed, or the person has connected anew; those tokens are the later ones.
+                    self.forget(kept).await;
+                    let stored = self.read(keys, &refresh.person, &refresh.key).await.ok().flatten();
+                    return Ok(stored.map_or(issued, |stored| Issued::of(&stored.head)));
+                }
+                Err(failure) => failure,
+            };
+            tracing::error!(provider = %answered.next.provider, cause = failure.cause, "vault.commit_retried");
             publish.send_replace(Some(Ok(issued.clone())));
-            tokio::time::sleep(pause).await;
+            if spool.is_some() && kept.is_none() {
+                kept = self.keep(keys, refresh, &answered).await;
+            }
+            if kept.is_some() && *draining.borrow() {
+                // Safe where it is: whoever comes next writes it.
+                return Ok(issued);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = draining.wait_for(|draining| *draining), if kept.is_some() => {}
+            }
             pause = (pause * 2).min(self.pace.longest);
+        }
+    }
+
+    /// Tries once to write an answer: in place of what was read before, or of what there is now.
+    async fn write_answer(
+        &self,
+        keys: &OpenKeys,
+        refresh: &Refresh,
+        answered: &Answered,
+        generation: Option<u64>,
+    ) -> Result<Settled, Failure> {
+        if generation.is_some() {
+            match self.write(keys, &refresh.key, &answered.next, generation).await {
+                Ok(_) => return Ok(Settled::Written),
+                Err(WriteError::Failed(failure)) => return Err(failure),
+                // An earlier try that seemed to fail did not, or something was changed meanwhile.
+                Err(WriteError::Conflict) => {}
+            }
+        }
+        self.settle(keys, &refresh.key, &refresh.person, answered).await
+    }
+
+    /// Puts an answer into the spool. None: it is in memory only, until the store takes it.
+    async fn keep(&self, keys: &OpenKeys, refresh: &Refresh, answered: &Answered) -> Option<String> {
+        self.keep_answer(keys, &refresh.key, answered).await.unwrap_or_else(|failure| {
+            tracing::error!(cause = failure.cause, "vault.answer_not_kept");
+            None
+        })
+    }
+
+    async fn forget(&self, kept: Option<String>) {
+        if let Some(name) = kept {
+            self.forget_answer(&name).await;
         }
     }
 
@@ -327,6 +451,11 @@ impl Safe {
         // What is long over is forgotten, so that the map holds no more than what fails now.
         cooling.retain(|_, last| later(last.until, LONGEST_COOLING) > now);
         cooling.insert(*key, Cooling { until: later(now, pause), pause, failure: failure.clone() });
+    }
+
+    /// Why the provider is left alone now, for this grant's sake or for everybody's.
+    pub(super) fn at_rest(&self, key: &RecordKey, upstream: &Upstream, now: Timestamp) -> Option<Failure> {
+        self.cooling(key, now).or_else(|| self.breakers.refusal(&upstream.terms.server, now))
     }
 
     /// The last failure, while the provider is left alone.
@@ -374,7 +503,7 @@ fn failure(upstream: &Upstream, error: &OauthError) -> Failure {
             ),
             false,
         ),
-        OauthError::Unavailable(_) => (
+        OauthError::Busy(_) | OauthError::Unavailable(_) => (
             Code::ProviderUnreachable,
             format!("{provider} did not renew the access token now; try again in a moment"),
             true,
@@ -384,6 +513,15 @@ fn failure(upstream: &Upstream, error: &OauthError) -> Failure {
         }
     };
     Failure { can_retry, ..Failure::new(code, text).because(error) }
+}
+
+/// Whether it is certain that the provider has not rotated the token.
+fn nothing_was_done(error: &OauthError) -> bool {
+    match error {
+        OauthError::Unavailable(cause) => ["unreachable", "forbidden_address", "status_429"].contains(&cause.as_str()),
+        OauthError::Busy(_) | OauthError::InvalidClient(_) | OauthError::Refused(_) => true,
+        OauthError::InvalidGrant(_) => false,
+    }
 }
 
 fn changed_under_lease() -> Failure {

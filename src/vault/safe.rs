@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::breaker::Breakers;
 use super::head::Head;
 use super::people;
 use super::refresh::{Cooling, Flights};
+use super::spool::{Entries, Journal};
 use super::upstream::{Terms, Upstream};
 use super::{Grant, GrantStatus, Keep, Receipt, context};
 use crate::clock::{SharedClock, later};
@@ -36,6 +39,8 @@ pub(super) struct Pace {
     pub(super) shortest: Duration,
     /// See [`Pace::shortest`].
     pub(super) longest: Duration,
+    /// How long the store has to take an answer, before it is late.
+    pub(super) at_once: Duration,
 }
 
 impl Pace {
@@ -43,6 +48,7 @@ impl Pace {
         again: [Duration::from_millis(100), Duration::from_secs(2)],
         shortest: Duration::from_millis(50),
         longest: Duration::from_secs(5),
+        at_once: Duration::from_millis(100),
     };
 }
 
@@ -54,8 +60,18 @@ pub(super) struct Safe {
     pub(super) pace: Pace,
     pub(super) flights: Mutex<Flights>,
     pub(super) cooling: Mutex<HashMap<RecordKey, Cooling>>,
+    pub(super) breakers: Breakers,
+    pub(super) spool: Option<Spool>,
+    /// Whether this process is about to end.
+    pub(super) draining: watch::Sender<bool>,
     pub(super) tasks: TaskTracker,
     pub(super) observer: OnceLock<super::Observer>,
+}
+
+/// Where answers wait that the store has not taken, and when they are written there.
+pub(super) struct Spool {
+    pub(super) entries: Box<dyn Entries>,
+    pub(super) journal: Journal,
 }
 
 /// A grant as it stands in the store.
@@ -82,6 +98,9 @@ impl Safe {
             pace: Pace::REAL,
             flights: Mutex::default(),
             cooling: Mutex::default(),
+            breakers: Breakers::default(),
+            spool: None,
+            draining: watch::Sender::new(false),
             tasks: TaskTracker::new(),
             observer: OnceLock::new(),
         }
@@ -120,7 +139,7 @@ impl Safe {
         self.to_its_end(async move {
             let keys = safe.keys.open().await?;
             let key = key_of(&keys, &person, &terms.id, &account.key);
-            let _lease = safe.lease(&key).await?;
+            let _lease = safe.hold(&keys, &key).await?;
             let mut pause = safe.pace.shortest;
             let mut tries = 0;
             loop {
@@ -171,7 +190,7 @@ impl Safe {
         person: &Person,
         key: &RecordKey,
     ) -> Result<(Option<Head>, Option<u64>), Failure> {
-        let Some(record) = self.store.get(Table::Grant, key).await.map_err(unavailable)? else {
+        let Some(record) = self.of_tenant(keys, person).get(Table::Grant, key).await.map_err(unavailable)? else {
             return Ok((None, None));
         };
         let opened = keys.unseal(&person.tenant, &context(person, key), &record.sealed).await;
@@ -197,7 +216,7 @@ impl Safe {
             let keys = safe.keys.open().await?;
             let key = key_of(&keys, &person, &provider, &account);
             // A refresh under way ends first; one that would begin finds nothing.
-            let _lease = safe.lease(&key).await?;
+            let _lease = safe.hold(&keys, &key).await?;
             let gone = || Failure::new(Code::NotFound, "there is no such connection any more");
             let mut stored = safe.read(&keys, &person, &key).await?.ok_or_else(gone)?;
             let mut receipt = Receipt::of(&stored.head, upstream.as_ref()).await;
@@ -212,7 +231,7 @@ impl Safe {
                     }
                 } else {
                     let delete = Write::Delete { table: Table::Grant, key, generation: stored.generation };
-                    let writes = [Some(delete), safe.unlisting(&keys, &person, &key).await?];
+                    let writes = [Some(delete), safe.unlisting(&keys, &person, &key).await?, safe.unmarking(&key).await?];
                     safe.of_tenant(&keys, &person).apply(writes.into_iter().flatten().collect()).await
                 };
                 match changed {
@@ -283,11 +302,21 @@ impl Safe {
     }
 
     pub(super) async fn drain(&self, within: Duration) {
+        // Answers that wait in the spool are safe there, and those that wait in memory are put there.
+        self.draining.send_replace(true);
         self.tasks.close();
         if tokio::time::timeout(within, self.tasks.wait()).await.is_err() {
             tracing::error!(unfinished = self.tasks.len(), "vault.drain_timed_out");
         }
         self.tasks.reopen();
+        self.draining.send_replace(false);
+    }
+
+    /// Takes a grant for a change, with whatever earlier holders had no time to write.
+    pub(super) async fn hold(&self, keys: &OpenKeys, key: &RecordKey) -> Result<Lease, Failure> {
+        let lease = self.lease(key).await?;
+        self.settle_left(keys, key).await?;
+        Ok(lease)
     }
 
     /// Takes a grant for a change.
@@ -334,7 +363,8 @@ impl Safe {
         };
         let write = if replaces.is_some() { Write::Replace(record) } else { Write::Insert(record) };
         let listing = people::listing(keys, &head.person).await.map_err(|error| WriteError::Failed(error.into()))?;
-        match self.of_tenant(keys, &head.person).apply(vec![write, listing]).await {
+        let marking = self.marking(keys, key, head).await.map_err(WriteError::Failed)?;
+        match self.of_tenant(keys, &head.person).apply([write, listing].into_iter().chain(marking).collect()).await {
             Ok(()) => Ok(replaces.unwrap_or_default() + 1),
             Err(StoreError::Conflict) => Err(WriteError::Conflict),
             Err(error) => Err(WriteError::Failed(unavailable(error))),

@@ -10,8 +10,10 @@ use tokio::sync::Semaphore;
 
 use super::refresh::Flights;
 use super::safe::Pace;
+use super::take_up::Settled;
 use super::upstream::TokenEndpoint;
 use super::*;
+use crate::catalog::provider::Refresh;
 use crate::clock::{Clock as _, ManualClock};
 use crate::failure::Code;
 use crate::keys::{self, SourceName};
@@ -19,6 +21,14 @@ use crate::oauth::{OauthError, Revocation};
 use crate::secret::Secret;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Lease, LogEntry, Record, RecordKey, StoreError, Table, Write};
+
+/// Nothing is waited for that would not come sooner.
+const PACE: Pace = Pace {
+    again: [Duration::ZERO; 2],
+    shortest: Duration::from_millis(1),
+    longest: Duration::from_millis(1),
+    at_once: Duration::from_secs(3600),
+};
 
 const LIFE: Duration = Duration::from_secs(3600);
 
@@ -45,6 +55,8 @@ enum Fault {
     ClientRefused,
     /// Refuses for another reason.
     Refused,
+    /// Asks to be left alone for so many seconds.
+    Wait(u64),
 }
 
 struct FakeProvider {
@@ -60,6 +72,10 @@ struct State {
     requests: u32,
     revoked: Vec<String>,
     faults: VecDeque<Fault>,
+    /// Refresh tokens that are refused, and nothing comes of it.
+    refused: BTreeSet<String>,
+    /// Whether revocations get no answer.
+    deaf: bool,
 }
 
 struct Family {
@@ -115,6 +131,9 @@ impl FakeProvider {
         let mut parts = token.strip_prefix("refresh-").expect("a refresh token").split('-');
         let (family, number) = (parts.next().unwrap().parse().unwrap(), parts.next().unwrap().parse::<u32>().unwrap());
         let ended = || Err(OauthError::InvalidGrant("invalid_grant".to_owned()));
+        if state.refused.contains(token) {
+            return ended();
+        }
         let entry = state.families.get_mut(&family).unwrap();
         if entry.dead {
             return ended();
@@ -161,12 +180,16 @@ impl TokenEndpoint for FakeProvider {
                 answer
             }
             Some(Fault::ClientRefused) => Err(OauthError::InvalidClient("invalid_client".to_owned())),
+            Some(Fault::Wait(seconds)) => Err(OauthError::Busy(Duration::from_secs(seconds))),
             Some(Fault::Refused) => Err(OauthError::Refused("temporarily_unavailable".to_owned())),
         }
     }
 
     async fn revoke(&self, token: &Secret) -> Revocation {
         let mut state = self.state();
+        if state.deaf {
+            return Revocation::Failed;
+        }
         state.revoked.push(token.expose().to_owned());
         if let Some(family) = token.expose().strip_prefix("refresh-").and_then(|rest| rest.split('-').next()) {
             state.families.get_mut(&family.parse().unwrap()).unwrap().dead = true;
@@ -254,8 +277,7 @@ impl Bench {
 
     fn safe_over(&self, store: Arc<dyn Store>) -> Arc<Safe> {
         let mut safe = Safe::new(Arc::clone(&store), open_keys(store, self.dir.path()), self.clock.clone());
-        safe.pace =
-            Pace { again: [Duration::ZERO; 2], shortest: Duration::from_millis(1), longest: Duration::from_millis(1) };
+        safe.pace = PACE;
         Arc::new(safe)
     }
 
@@ -300,7 +322,14 @@ fn open_keys(store: Arc<dyn Store>, dir: &Path) -> Keys {
 }
 
 fn terms() -> Terms {
-    Terms { id: "fake".parse().unwrap(), fingerprint: "https://fake".to_owned(), default_lifetime: None }
+    Terms {
+        id: "fake".parse().unwrap(),
+        fingerprint: "https://fake".to_owned(),
+        default_lifetime: None,
+        refresh: Refresh::Rotates,
+        grace: Duration::ZERO,
+        server: "https://fake".to_owned(),
+    }
 }
 
 fn person(user: &str) -> Person {
@@ -806,6 +835,8 @@ async fn records_moved_or_edited_open_for_nobody() {
         assert!(!file.windows(word.len()).any(|window| window == word.as_bytes()), "{word}");
     }
 }
+
+mod spool_tests;
 
 const CHILD: &str = "OBO_TEST_VAULT_CHILD";
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::Provider;
+use crate::catalog::provider::Refresh;
 use crate::id::ProviderId;
 use crate::oauth::{Answered, Oauth, OauthError, Revocation, TokenAnswer};
 use crate::secret::Secret;
@@ -29,6 +30,12 @@ pub(super) struct Terms {
     pub(super) fingerprint: String,
     /// How long an access token lives when the answer does not say.
     pub(super) default_lifetime: Option<Duration>,
+    /// What a refresh does to the refresh token.
+    pub(super) refresh: Refresh,
+    /// How long a used refresh token is still accepted.
+    pub(super) grace: Duration,
+    /// Where tokens are refreshed.
+    pub(super) server: String,
 }
 
 impl Terms {
@@ -37,7 +44,17 @@ impl Terms {
             id: provider.id.clone(),
             fingerprint: provider.fingerprint(),
             default_lifetime: provider.oauth.default_ttl_s.map(Duration::from_secs),
+            refresh: provider.oauth.refresh,
+            grace: Duration::from_secs(provider.oauth.refresh_grace_s),
+            server: provider.oauth.token_url.origin().ascii_serialization(),
         }
+    }
+
+    /// Whether a refresh that had no answer may be asked for again with the same token, so long after the first time,
+    /// without anything to lose. A strict provider ends the connection for it, and with it an access token that may still
+    /// be good.
+    pub(super) fn may_ask_again(&self, after: Duration) -> bool {
+        self.refresh != Refresh::Strict || after < self.grace
     }
 }
 

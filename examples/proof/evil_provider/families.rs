@@ -11,8 +11,8 @@ const WRITING: i64 = 1000;
 pub enum Rotation {
     /// The same one stays good, and is not repeated in the answer.
     Keeps,
-    /// A new one each time. The one that the newest was given for is accepted for so many milliseconds after its first use,
-    /// for another new one; using any other ends the family.
+    /// A new one each time. The one before is accepted for so many milliseconds after its first use, for another new one,
+    /// until one of those that it was replaced by is used. Then using it, or another of those, ends the family.
     Graced(i64),
     /// A new one each time; using an old one ends the family.
     Strict,
@@ -41,9 +41,10 @@ pub struct Family {
     pub death: Option<Death>,
     /// How often the refresh token of each generation was presented; the first generation stands first.
     pub presented: Vec<u32>,
-    /// When each was first accepted, and for which each was given.
+    /// When each was first accepted, for which each was given, and which of those given for it was used first.
     spent_at: Vec<Option<i64>>,
     given_for: Vec<u64>,
+    followed_by: Vec<Option<u64>>,
     /// When each access token ends, by the provider's clock.
     access_ends: Vec<i64>,
     /// Requests under way, by generation, with the client that made them.
@@ -84,6 +85,8 @@ pub struct Families {
     pub concurrent: u64,
     /// Requests for a refresh.
     pub refreshes: u64,
+    /// The longest that it took until a token was presented again whose answer had been lost, in milliseconds.
+    pub slowest: i64,
 }
 
 impl Families {
@@ -113,6 +116,7 @@ impl Families {
             presented: vec![0],
             spent_at: vec![None],
             given_for: vec![0],
+            followed_by: vec![None],
             access_ends: vec![access_ends],
             under_way: Vec::new(),
         });
@@ -172,15 +176,21 @@ impl Families {
         if family.death.is_some() {
             return Refreshed::Refused;
         }
-        let spent_at = &mut family.spent_at[which.generation as usize - 1];
+        let at = which.generation as usize - 1;
+        let before = family.given_for[at].checked_sub(1).map(|before| before as usize);
         let accepted = match rotation {
             Rotation::Keeps => true,
             Rotation::Strict => which.generation == newest,
-            Rotation::Graced(grace) => {
-                let in_grace = spent_at.is_some_and(|at| now - at <= grace);
-                which.generation == newest || (in_grace && family.given_for[newest as usize - 1] == which.generation)
-            }
+            Rotation::Graced(grace) => match family.spent_at[at] {
+                None => before.is_none_or(|before| family.followed_by[before].is_none()),
+                Some(first) => now - first <= grace && family.followed_by[at].is_none(),
+            },
         };
+        if let Some(first) = family.spent_at[at]
+            && family.followed_by[at].is_none()
+        {
+            self.slowest = self.slowest.max(now - first);
+        }
         if !accepted {
             family.death = Some(Death::Reused { generation: which.generation, newest });
             return Refreshed::Refused;
@@ -189,10 +199,16 @@ impl Families {
             family.access_ends[0] = access_ends;
             return Refreshed::Tokens(which);
         }
-        spent_at.get_or_insert(now);
+        if family.spent_at[at].is_none() {
+            family.spent_at[at] = Some(now);
+            if let Some(before) = before {
+                family.followed_by[before] = Some(which.generation);
+            }
+        }
         family.presented.push(0);
         family.spent_at.push(None);
         family.given_for.push(which.generation);
+        family.followed_by.push(None);
         family.access_ends.push(access_ends);
         Refreshed::Tokens(Which { family: which.family, generation: family.newest() })
     }

@@ -33,7 +33,7 @@ const PACE: Pace = Pace {
 const LIFE: Duration = Duration::from_secs(3600);
 
 /// What happens to the refresh token when it is used.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rotation {
     Keeps,
     /// The one before the newest is still accepted.
@@ -836,6 +836,7 @@ async fn records_moved_or_edited_open_for_nobody() {
     }
 }
 
+mod failpoint_tests;
 mod spool_tests;
 
 const CHILD: &str = "OBO_TEST_VAULT_CHILD";

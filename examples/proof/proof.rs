@@ -348,10 +348,10 @@ impl Scene {
                 self.counts.unclean.fetch_add(u64::from(!clean), Ordering::Relaxed);
                 child.kill().await?;
             } else {
-                // Before the signal, too: another process may ask for the same tokens before this one hears of the end.
-                let mut unwritten = self.provider.died(&client);
+                // Before the signal: another process may ask for the same tokens before this one hears of the end.
+                self.provider.families().doom(&client, true);
                 child.kill().await?;
-                unwritten.extend(self.provider.died(&client));
+                let unwritten = self.provider.died(&client);
                 self.lock_windows().extend(unwritten.into_iter().map(|which| (which.family, which.generation)));
                 drop(release);
             }
@@ -380,6 +380,9 @@ impl Scene {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| format!("the program cannot be started; build it first: cargo build ({error})"))?;
+        // What its predecessor sent last has arrived by then, and nothing of its own.
+        sleep(Duration::from_millis(50)).await;
+        self.provider.families().doom(&client(slot), false);
         let health = format!("http://127.0.0.1:{}/healthz", self.ports[slot]);
         let until = Instant::now() + PATIENCE;
         loop {

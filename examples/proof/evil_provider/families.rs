@@ -1,6 +1,6 @@
 //! The ground truth: every family of tokens, what was presented of it how often, and whether it lives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// How long after its answer a client may still be writing it down, in milliseconds: on a machine that is busy with many of
 /// them.
@@ -79,6 +79,8 @@ pub enum Refreshed {
 pub struct Families {
     families: Vec<Family>,
     codes: HashMap<String, String>,
+    /// Clients that are being killed.
+    doomed: HashSet<String>,
     /// What each client was answered, and when.
     answered: HashMap<String, Vec<(Which, i64)>>,
     /// Refresh tokens that were presented while the same one was under way for another client that lives.
@@ -136,7 +138,9 @@ impl Families {
         self.refreshes += 1;
         let family = &mut self.families[which.family];
         family.presented[which.generation as usize - 1] += 1;
-        if family.under_way.iter().any(|(generation, _)| *generation == which.generation) {
+        // What a client sends while it dies may arrive when it is dead, and another has gone on.
+        let alive = |who: &str| !self.doomed.contains(who);
+        if alive(client) && family.under_way.iter().any(|(g, who)| *g == which.generation && alive(who)) {
             self.concurrent += 1;
         }
         family.under_way.push((which.generation, client.to_owned()));
@@ -150,6 +154,15 @@ impl Families {
             let answered = self.answered.entry(client.to_owned()).or_default();
             answered.retain(|(_, at)| now - at <= WRITING);
             answered.push((which, now));
+        }
+    }
+
+    /// Notes that a client is about to be killed, or is another one now.
+    pub fn doom(&mut self, client: &str, doomed: bool) {
+        if doomed {
+            self.doomed.insert(client.to_owned());
+        } else {
+            self.doomed.remove(client);
         }
     }
 

@@ -152,7 +152,11 @@ impl App {
         let audit = Audit::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock), config.audit);
         let oauth = Oauth::new(egress.clone());
         let vault = Vault::new(Arc::clone(&store), keys.clone(), oauth.clone(), Arc::clone(&clock));
-        let vault = vault.with_spool(&data_dir, Journal::WhenLate).with_observer(record_refreshes(audit.clone()));
+        let journal = match config.vault.store {
+            StoreName::Postgres => Journal::First,
+            StoreName::File | StoreName::Keyring => Journal::WhenLate,
+        };
+        let vault = vault.with_spool(&data_dir, journal).with_observer(record_refreshes(audit.clone()));
         let identity = Identity::new(
             config.identity.clone(),
             Arc::clone(&store),

@@ -28,7 +28,7 @@ use crate::id::Person;
 use crate::keys::OpenKeys;
 use crate::oauth::{OauthError, Revocation, TokenAnswer};
 use crate::secret::{AccessToken, Secret};
-use crate::store::RecordKey;
+use crate::store::{Lease, RecordKey};
 
 /// How long a provider that failed is left alone, at first; doubles with every further failure.
 const FIRST_COOLING: Duration = Duration::from_secs(1);
@@ -65,6 +65,9 @@ pub(super) struct Cooling {
     pause: Duration,
     failure: Failure,
 }
+
+/// How long an exchange with a provider takes at most; a lease must last for one.
+const EXCHANGE: Duration = Duration::from_secs(20);
 
 /// How long after it began a refresh that had no answer is still tried again.
 const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(5);
@@ -165,7 +168,7 @@ impl Safe {
     /// The refresh itself, from lease to commit.
     async fn refresh(&self, refresh: &Refresh, publish: &watch::Sender<Option<Outcome>>) -> Outcome {
         let keys = self.keys.open().await.map_err(|error| TokenError::Failed(error.into()))?;
-        let _lease = self.hold(&keys, &refresh.key).await.map_err(TokenError::Failed)?;
+        let lease = self.hold(&keys, &refresh.key).await.map_err(TokenError::Failed)?;
 
         // Read inside the lease: whoever held it before may have refreshed already.
         let Stored { mut head, mut generation } = self.usable(&keys, refresh).await?;
@@ -194,7 +197,7 @@ impl Safe {
             tracing::warn!(provider = %head.provider, "vault.interrupted_refresh_taken_up");
         }
 
-        match self.ask(refresh, &refresh_token, since).await {
+        match self.ask(refresh, &lease, &refresh_token, since).await? {
             Ok(answer) => {
                 let next = head.refreshed(&refresh.upstream.terms, answer, self.clock.now());
                 let outcome = self.commit(&keys, refresh, &refresh_token, next, generation, publish).await;
@@ -207,7 +210,7 @@ impl Safe {
                 if newest.generation != head.generation {
                     return Ok(Issued::of(&newest));
                 }
-                if let Some(next) = self.try_candidates(refresh, &mut newest).await? {
+                if let Some(next) = self.try_candidates(refresh, &lease, &mut newest).await? {
                     let outcome = self.commit(&keys, refresh, &refresh_token, next, generation, publish).await;
                     self.tell(&head, began, "refresh.ok", None);
                     return outcome;
@@ -230,13 +233,18 @@ impl Safe {
 
     /// Asks with the tokens that came too late once, the newest first: the provider may have meant one of them to be the
     /// last. What the grant is now; none: they are all refused, which is noted in `head`.
-    async fn try_candidates(&self, refresh: &Refresh, head: &mut Head) -> Result<Option<Head>, TokenError> {
+    async fn try_candidates(
+        &self,
+        refresh: &Refresh,
+        lease: &Lease,
+        head: &mut Head,
+    ) -> Result<Option<Head>, TokenError> {
         for at in (0..head.candidates.len()).rev() {
             let candidate = head.candidates[at].clone();
             if candidate.rejected {
                 continue;
             }
-            match self.ask(refresh, &candidate.refresh_token, self.clock.now()).await {
+            match self.ask(refresh, lease, &candidate.refresh_token, self.clock.now()).await? {
                 Ok(answer) => {
                     tracing::warn!(provider = %head.provider, "vault.candidate_taken");
                     let mut before = head.clone();
@@ -275,7 +283,18 @@ impl Safe {
 
     /// Asks the provider; again, where it is unknown whether it rotated the token: it may still accept the old one. `since`:
     /// when this token was first shown.
-    async fn ask(&self, refresh: &Refresh, token: &Secret, since: Timestamp) -> Result<TokenAnswer, OauthError> {
+    ///
+    /// Whoever was stopped for longer than its lease sends nothing: another process may be asking with the same token.
+    async fn ask(
+        &self,
+        refresh: &Refresh,
+        lease: &Lease,
+        token: &Secret,
+        since: Timestamp,
+    ) -> Result<Result<TokenAnswer, OauthError>, TokenError> {
+        if !lease.lasts(EXCHANGE) {
+            return Err(TokenError::Failed(lease_lost()));
+        }
         let began = tokio::time::Instant::now();
         let Upstream { terms, endpoint } = &refresh.upstream;
         let mut answer = endpoint.refresh(token).await;
@@ -283,7 +302,10 @@ impl Safe {
             let Err(OauthError::Unavailable(cause)) = &answer else { break };
             // Its answer would be the same. And whoever hangs once will hang again, while others wait for the lease.
             let pointless = answer.as_ref().is_err_and(nothing_was_done) || began.elapsed() > ASK_AGAIN_WITHIN;
-            if pointless || !terms.may_ask_again(remaining(since, self.clock.now()).saturating_add(pause)) {
+            if pointless
+                || !lease.lasts(EXCHANGE + pause)
+                || !terms.may_ask_again(remaining(since, self.clock.now()).saturating_add(pause))
+            {
                 break;
             }
             tracing::warn!(provider = %terms.id, cause, "vault.refresh_retried");
@@ -291,7 +313,7 @@ impl Safe {
             answer = endpoint.refresh(token).await;
         }
         self.note_server(&refresh.upstream, &answer);
-        answer
+        Ok(answer)
     }
 
     /// Remembers how the server is, whoever's grant this was.
@@ -522,6 +544,11 @@ fn nothing_was_done(error: &OauthError) -> bool {
         OauthError::Busy(_) | OauthError::InvalidClient(_) | OauthError::Refused(_) => true,
         OauthError::InvalidGrant(_) => false,
     }
+}
+
+fn lease_lost() -> Failure {
+    Failure::new(Code::VaultUnavailable, "obo cannot be sure of its vault now; try again in a moment")
+        .because("this process was stopped for longer than it may hold a grant, or cannot reach the store")
 }
 
 fn changed_under_lease() -> Failure {

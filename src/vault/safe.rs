@@ -231,7 +231,8 @@ impl Safe {
                     }
                 } else {
                     let delete = Write::Delete { table: Table::Grant, key, generation: stored.generation };
-                    let writes = [Some(delete), safe.unlisting(&keys, &person, &key).await?, safe.unmarking(&key).await?];
+                    let writes =
+                        [Some(delete), safe.unlisting(&keys, &person, &key).await?, safe.unmarking(&key).await?];
                     safe.of_tenant(&keys, &person).apply(writes.into_iter().flatten().collect()).await
                 };
                 match changed {

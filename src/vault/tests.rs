@@ -204,11 +204,19 @@ struct Flaky {
     failing_writes: Mutex<u32>,
     leases: AtomicU32,
     reads: AtomicU32,
+    /// Until when leases are held; none: for as long as the process lives.
+    until: Mutex<Option<Arc<Mutex<std::time::Instant>>>>,
 }
 
 impl Flaky {
     fn over(inner: SqliteStore) -> Arc<Self> {
-        Arc::new(Self { inner, failing_writes: Mutex::new(0), leases: AtomicU32::new(0), reads: AtomicU32::new(0) })
+        Arc::new(Self {
+            inner,
+            failing_writes: Mutex::new(0),
+            leases: AtomicU32::new(0),
+            reads: AtomicU32::new(0),
+            until: Mutex::default(),
+        })
     }
 }
 
@@ -249,7 +257,11 @@ impl Store for Flaky {
     }
     async fn lease(&self, name: &RecordKey, wait: Duration) -> Result<Option<Lease>, StoreError> {
         self.leases.fetch_add(1, Ordering::SeqCst);
-        self.inner.lease(name, wait).await
+        let lease = self.inner.lease(name, wait).await?;
+        Ok(match (lease, self.until.lock().unwrap().clone()) {
+            (Some(lease), Some(until)) => Some(Lease::until(lease, until)),
+            (lease, _) => lease,
+        })
     }
 }
 
@@ -1038,4 +1050,23 @@ async fn a_restored_grant_without_a_refresh_token_is_tried_as_it_is() {
     safe.restored(&grant.person, &key).await.unwrap();
     assert_eq!(bench.token(&safe, &grant).await.unwrap(), "access-0-1");
     assert!(needs_consent(bench.after_rejection(&safe, &grant, "access-0-1").await));
+}
+
+/// As a process that was stopped for longer than it may hold a grant, at the worst moment: another one has asked since.
+#[tokio::test]
+async fn whoever_has_lost_its_lease_asks_no_provider() {
+    let bench = Bench::new(Rotation::Strict);
+    let grant = bench.connect(&bench.safe()).await;
+    bench.clock.advance(LIFE);
+    let store = Flaky::over(open_store(bench.dir.path()));
+    let until = Arc::new(Mutex::new(std::time::Instant::now() + Duration::from_secs(19)));
+    *store.until.lock().unwrap() = Some(Arc::clone(&until));
+    let safe = bench.safe_over(store);
+    let failure = failed(bench.token(&safe, &grant).await);
+    assert_eq!(failure.code, Code::VaultUnavailable, "it would end before an exchange might");
+    assert_eq!(bench.provider.requests(), 0);
+    *until.lock().unwrap() += Duration::from_secs(60);
+    bench.clock.advance(LIFE);
+    bench.token(&safe, &grant).await.unwrap();
+    assert_eq!(bench.provider.requests(), 1);
 }

@@ -308,7 +308,7 @@ fn whatever_fails_in_a_disconnect_nothing_lives_on_that_is_gone_here() {
         let (grant, ended) = first.block_on(async {
             let grant = bench.connect(&bench.safe()).await;
             let safe = bench.faulty_safe(plan, When::Failed);
-            let ended = plan.until_death(safe.disconnect(&grant, Some(upstream.clone()))).await;
+            let ended = plan.until_death(safe.disconnect(&grant, Some(upstream.clone()), Keep::Nothing)).await;
             plan.full.store(false, Ordering::SeqCst);
             plan.until_death(safe.drain(LIFE)).await;
             (grant, ended)
@@ -318,13 +318,13 @@ fn whatever_fails_in_a_disconnect_nothing_lives_on_that_is_gone_here() {
             let safe = bench.safe();
             let gone = safe.grants(&grant.person).await.unwrap().is_empty();
             if let Some(Ok(revocation)) = &ended {
-                assert_eq!((gone, *revocation), (true, Revocation::Revoked), "{what}");
+                assert_eq!((gone, revocation.outcome), (true, Revocation::Revoked), "{what}");
             }
             let revoked = bench.provider.state().revoked.contains(&"refresh-0-1".to_owned());
             assert!(revoked || !gone, "{what}: it is gone here, and lives there");
             if !gone {
                 // Asked again, it goes.
-                safe.disconnect(&grant, Some(upstream)).await.unwrap();
+                safe.disconnect(&grant, Some(upstream), Keep::Nothing).await.unwrap();
                 assert!(bench.provider.state().revoked.contains(&"refresh-0-1".to_owned()), "{what}");
             }
             assert!(safe.grants(&grant.person).await.unwrap().is_empty());
@@ -413,7 +413,7 @@ async fn a_caller_who_goes_away_from_a_disconnect_leaves_nothing() {
         let bench = Bench::new(Rotation::Strict);
         let safe = bench.safe();
         let grant = bench.connect(&safe).await;
-        let done = dropped_after(polls, safe.disconnect(&grant, Some(bench.upstream()))).await;
+        let done = dropped_after(polls, safe.disconnect(&grant, Some(bench.upstream()), Keep::Nothing)).await;
         safe.drain(LIFE).await;
         let there = safe.grants(&grant.person).await.unwrap().len();
         assert_eq!(there, usize::from(polls == 0), "after {polls} polls");

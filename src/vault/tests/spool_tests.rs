@@ -333,7 +333,7 @@ fn an_answer_whose_grant_is_gone_is_revoked() {
     let grant = bench.dies_unwritten(Journal::WhenLate);
     runtime().block_on(async {
         // By a process that does not see the folder.
-        bench.safe().disconnect(&grant, None).await.unwrap();
+        bench.safe().disconnect(&grant, None, Keep::Nothing).await.unwrap();
         let (safe, _) = bench.safe_with_spool(Arc::new(open_store(bench.dir.path())), Journal::WhenLate);
         bench.provider.state().deaf = true;
         bench.take_up(&safe).await;
@@ -449,7 +449,7 @@ async fn a_mark_without_an_interrupted_refresh_is_removed_and_opens_no_key_where
 
     // Disconnecting takes it along.
     safe.store.apply(vec![mark]).await.unwrap();
-    safe.disconnect(&grant, None).await.unwrap();
+    safe.disconnect(&grant, None, Keep::Nothing).await.unwrap();
     assert_eq!(bench.marks(&safe).await, 0);
 }
 

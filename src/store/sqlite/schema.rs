@@ -64,6 +64,13 @@ pub(super) fn open(folder: &Folder, locks: &Locks) -> Result<Connection, StoreEr
     let path = folder.database();
     let database = |error: rusqlite::Error| unusable_or_unavailable(&path, &error);
     let mut connection = connect(&path).map_err(database)?;
+    // SQLite opens a file that it may not write for reading: an obo that starts so would keep no record of anything.
+    if connection.is_readonly("main").map_err(database)? {
+        return Err(StoreError::Unusable(format!(
+            "{path} cannot be written; run `chmod 600 {path}`, or make its disk writable",
+            path = path.display()
+        )));
+    }
     match format_of(&connection).map_err(database)? {
         (APPLICATION, FORMAT) => {}
         (0, 0) => {
@@ -143,6 +150,15 @@ pub(super) fn unusable_or_unavailable(path: &std::path::Path, error: &rusqlite::
              --data-dir",
             path.display()
         )),
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+            let folder = path.parent().unwrap_or(path);
+            StoreError::Unusable(format!(
+                "{path} cannot be opened ({error}); obo's user must be able to read and write it and its folder: run \
+                 `chmod 600 {path}` and `chmod 700 {folder}`, or make their disk writable",
+                path = path.display(),
+                folder = folder.display()
+            ))
+        }
         _ => StoreError::Unavailable(format!("cannot open {}: {error}", path.display())),
     }
 }

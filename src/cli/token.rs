@@ -54,7 +54,14 @@ impl Token {
                 let what = format!("token.issued {id}");
                 if let Err(failure) = record(&app, &person, &what).await {
                     // Nobody has seen it yet: a token that is not on record is no token.
-                    tokens.revoke(&id).await?;
+                    if tokens.revoke(&id).await.is_err() {
+                        let Exit { code, text } = failure.into();
+                        let text = format!(
+                            "{text}; token {id} is listed and could not be taken back, but it was shown to nobody: \
+                             `obo token revoke {id}` when there is room again"
+                        );
+                        return Err(Exit { code, text });
+                    }
                     return Err(failure.into());
                 }
                 eprintln!("Token {id} for {person}. It is shown only now:");

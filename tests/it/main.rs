@@ -20,6 +20,8 @@ mod cli;
 mod confirm;
 mod consent;
 mod contract_store;
+#[cfg(unix)]
+mod faults;
 mod files;
 mod invariants;
 mod layering;

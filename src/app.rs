@@ -20,7 +20,9 @@ use crate::executor::Executor;
 use crate::identity::Identity;
 use crate::keys::Keys;
 use crate::oauth::Oauth;
+use crate::os_keyring::Keyring;
 use crate::policy::Policy;
+use crate::store::keyring::KeyringStore;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError, Table};
@@ -128,7 +130,7 @@ impl App {
     pub fn open(settings: Settings) -> Result<Self, OpenError> {
         // What is wrong with obo.toml is said before anything is made.
         let parts = Prepared::of(&settings)?;
-        let store = open_store(&settings.config, &settings.data_dir)?;
+        let store = open_store(&settings.config, &settings.data_dir, settings.prompt.is_some())?;
         Self::put_together(settings, parts, store)
     }
 
@@ -215,6 +217,25 @@ impl App {
     }
 }
 
+/// Opens the store that obo.toml names.
+fn open_store(config: &Config, data_dir: &Path, attended: bool) -> Result<Arc<dyn Store>, OpenError> {
+    Ok(match (config.vault.store, &config.vault.url) {
+        (StoreName::Keyring, _) => Arc::new(KeyringStore::open(data_dir, Keyring::of_platform(attended))?),
+        (StoreName::Postgres, Some(url)) => Arc::new(PostgresStore::open(url)?),
+        (StoreName::File | StoreName::Postgres, _) => {
+            let store = SqliteStore::open(data_dir)?;
+            if store.bodies_elsewhere() {
+                return Err(ConfigError::new(
+                    "vault.store: this vault keeps the secrets of connections in the OS keyring; write \"keyring\", or \
+                     restore a backup of it, which has them",
+                )
+                .into());
+            }
+            Arc::new(store)
+        }
+    })
+}
+
 /// How often what has expired is removed: flows, browser sessions, tokens of obo.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
@@ -266,17 +287,6 @@ fn digest_of_providers(catalog: &Catalog) -> [u8; 32] {
         }
     }
     sha.finalize().into()
-}
-
-/// Opens the store that obo.toml names.
-///
-/// # Errors
-/// See [`OpenError`].
-pub fn open_store(config: &Config, data_dir: &Path) -> Result<Arc<dyn Store>, OpenError> {
-    Ok(match (config.vault.store, &config.vault.url) {
-        (StoreName::Postgres, Some(url)) => Arc::new(PostgresStore::open(url)?),
-        _ => Arc::new(SqliteStore::open(data_dir)?),
-    })
 }
 
 /// Reads the manifests; what is wrong with one of them is logged, and leaves the others alone.

@@ -7,12 +7,14 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::{App, OpenError, Settings, Way};
 use crate::clock::SystemClock;
-use crate::config::{Config, ConfigError, Environment, default_data_dir};
+use crate::config::{Config, ConfigError, Environment, StoreName, default_data_dir};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, Source, TenantId, UserId};
 use crate::identity::os_user_name;
 use crate::keys::KeyError;
+use crate::os_keyring::Keyring;
 use crate::store::Store;
+use crate::store::keyring::KeyringStore;
 
 mod app;
 mod audit;
@@ -250,6 +252,15 @@ impl Global {
 
     fn open(&self, config: Config, way: Way) -> Result<App, Exit> {
         self.open_in(self.data_dir()?, config, way)
+    }
+
+    /// What only a store in the keyring can say or do.
+    fn keyring_store(&self, config: &Config) -> Result<Option<KeyringStore>, Exit> {
+        if config.vault.store != StoreName::Keyring {
+            return Ok(None);
+        }
+        let keyring = Keyring::of_platform(passphrase::prompt().is_some());
+        Ok(Some(KeyringStore::open(&self.data_dir()?, keyring).map_err(Exit::failed)?))
     }
 
     /// The same in another data folder.

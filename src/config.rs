@@ -64,7 +64,7 @@ pub enum StoreName {
     /// SQLite, in the data folder.
     #[default]
     File,
-    /// Sealed secrets in the OS keyring, the rest in SQLite.
+    /// The sealed secrets of each connection in the OS keyring, the rest in SQLite.
     Keyring,
     /// PostgreSQL, for several replicas.
     Postgres,
@@ -162,10 +162,7 @@ impl Config {
 impl VaultConfig {
     fn check(&self) -> Result<(), String> {
         match self.store {
-            StoreName::File => {}
-            StoreName::Keyring => {
-                return Err("vault.store: this version does not keep its vault in a keyring; write \"file\"".to_owned());
-            }
+            StoreName::File | StoreName::Keyring => {}
             StoreName::Postgres if self.url.is_none() => {
                 return Err("vault.url is missing; name the database, such as \"env:OBO_DATABASE_URL\"".to_owned());
             }

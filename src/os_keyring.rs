@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use ::keyring::Error;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use tokio::sync::oneshot;
 
 use crate::secret::Secret;
@@ -69,24 +71,61 @@ pub struct Keyring {
 type Job = Box<dyn FnOnce(&dyn Ring) + Send>;
 
 impl Keyring {
+    /// The platform's, with somebody there to unlock it or not.
+    pub fn of_platform(attended: bool) -> Self {
+        let deadline = if attended { ATTENDED } else { ALONE };
+        Self { deadline, ..Self::new(Arc::new(OsRing)) }
+    }
+
     /// Over a ring, with nobody there to unlock it.
     pub fn new(ring: Arc<dyn Ring>) -> Self {
         Self { ring, jobs: Arc::default(), stuck: Arc::default(), deadline: ALONE }
     }
 
     /// Reads an entry.
+    ///
+    /// # Errors
+    /// See [`Down`].
     pub async fn get(&self, user: String) -> Result<Option<Secret>, Down> {
         self.run(move |ring| ring.get(&user)).await
     }
 
     /// Writes an entry.
+    ///
+    /// # Errors
+    /// See [`Down`].
     pub async fn set(&self, user: String, text: Secret) -> Result<(), Down> {
         self.run(move |ring| ring.set(&user, &text)).await
     }
 
     /// Removes an entry.
+    ///
+    /// # Errors
+    /// See [`Down`].
     pub async fn delete(&self, user: String) -> Result<(), Down> {
         self.run(move |ring| ring.delete(&user)).await
+    }
+
+    /// Writes bytes, and believes it only after reading them back: a keyring that says yes and forgets would lose them.
+    ///
+    /// # Errors
+    /// See [`Down`].
+    pub async fn keep(&self, user: String, bytes: &[u8]) -> Result<(), Down> {
+        let text = Secret::new(BASE64.encode(bytes));
+        self.set(user.clone(), text.clone()).await?;
+        match self.get(user).await? {
+            Some(found) if found.matches(&text) => Ok(()),
+            _ => Err(Down::Fails("it did not give back what it was given".to_owned())),
+        }
+    }
+
+    /// Reads what [`Keyring::keep`] wrote. What is not that is no bytes at all.
+    ///
+    /// # Errors
+    /// See [`Down`].
+    pub async fn kept(&self, user: String) -> Result<Option<Vec<u8>>, Down> {
+        let text = self.get(user).await?;
+        Ok(text.map(|text| BASE64.decode(text.expose()).unwrap_or_default()))
     }
 
     /// The same keyring behind another thread.
@@ -201,6 +240,7 @@ fn describe(error: &Error) -> RingError {
         Error::NoEntry => "it has no such entry".to_owned(),
         Error::BadEncoding(_) | Error::BadDataFormat(..) => "its entry is not text".to_owned(),
         Error::Ambiguous(_) => "it has several entries for this vault".to_owned(),
+        Error::TooLong(_, most) => format!("it takes no more than {most} bytes in one entry"),
         Error::NoDefaultStore => "there is none".to_owned(),
         _ => "it does not support this".to_owned(),
     })

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
+pub mod keyring;
 pub mod postgres;
 pub mod sqlite;
 
@@ -57,11 +58,14 @@ pub enum Table {
     Person = 15,
     /// A refresh under way, under the key of its grant: what finds one that was interrupted.
     Refreshing = 16,
+    /// An entry of the OS keyring that no record leads to, or that may come to that; see `store/keyring.rs`, which shows
+    /// none of them.
+    KeyringEntry = 17,
 }
 
 impl Table {
     /// Every table, in the order of the numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Meta,
         Self::DataKey,
         Self::Grant,
@@ -77,6 +81,7 @@ impl Table {
         Self::ClientToken,
         Self::Person,
         Self::Refreshing,
+        Self::KeyringEntry,
     ];
 
     /// In words, for the operator: what several of its records are.
@@ -97,6 +102,7 @@ impl Table {
             Self::ClientToken => "tokens of clients",
             Self::Person => "people",
             Self::Refreshing => "refreshes under way",
+            Self::KeyringEntry => "entries of the keyring",
         }
     }
 }

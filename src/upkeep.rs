@@ -252,8 +252,8 @@ impl Guide<'_> {
                     .map(|person| (person.tenant.clone(), vault::context(person, &record.key)))
             }
             Table::AuditHead => self.heads.get(&record.key).map(|context| (default(), context.clone())),
-            // Wrapped by the root key, not sealed with a data key.
-            Table::DataKey => None,
+            // Wrapped by the root key, not sealed with a data key; and not sealed at all.
+            Table::DataKey | Table::KeyringEntry => None,
             // Found by a key that stands for everything they are bound to, before it is known whose they are.
             Table::Meta
             | Table::Flow

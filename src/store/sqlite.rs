@@ -39,6 +39,7 @@ pub struct SqliteStore {
     readers: Readers,
     locks: Locks,
     folder: PathBuf,
+    bodies_elsewhere: bool,
     /// Last, so that it is freed when the connections are closed.
     _in_use: InUse,
 }
@@ -72,8 +73,10 @@ impl SqliteStore {
         let folder = Folder::secure(data_dir)?;
         let locks = Locks::in_folder(folder.locks());
         let connection = schema::open(&folder, &locks)?;
+        let bodies_elsewhere = upkeep::bodies_elsewhere(&connection)
+            .map_err(|error| schema::unusable_or_unavailable(&folder.database(), &error))?;
         let (writer, readers) = (Writer::start(connection)?, Readers::start(folder.database())?);
-        Ok(Self { writer, readers, locks, folder: data_dir.to_owned(), _in_use: in_use })
+        Ok(Self { writer, readers, locks, folder: data_dir.to_owned(), bodies_elsewhere, _in_use: in_use })
     }
 
     /// Notes durably that what is in the store is elsewhere now, and which vault it was: nobody opens it again. Those who
@@ -83,6 +86,12 @@ impl SqliteStore {
     /// [`StoreError::Unavailable`].
     pub fn note_moved(&self, place: &str, vault: &str) -> Result<(), StoreError> {
         restore::note_moved(&self.folder, &Moved { place: place.to_owned(), vault: vault.to_owned() })
+    }
+
+    /// Whether the bodies of grants were kept in the OS keyring when it was opened, so that only [`super::keyring`] can
+    /// read them.
+    pub fn bodies_elsewhere(&self) -> bool {
+        self.bodies_elsewhere
     }
 }
 

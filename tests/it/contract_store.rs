@@ -2,14 +2,17 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use obo::os_keyring::{Keyring, Ring, RingError};
 use obo::secret::Secret;
+use obo::store::keyring::KeyringStore;
 use obo::store::postgres::PostgresStore;
 use obo::store::sqlite::SqliteStore;
 use obo::store::{LogEntry, Record, RecordKey, Store, StoreError, Table, Write};
@@ -20,8 +23,8 @@ use crate::support::postgres as server;
 type Open = fn(&Path) -> Arc<dyn Store>;
 
 macro_rules! contract {
-    ($backend:ident, $there:expr, $open:expr) => {
-        contract!($backend, $there, $open, [
+    ($backend:ident, $there:expr, $open:expr $(, #[$attribute:meta])?) => {
+        contract!($backend, $there, $open, [$(#[$attribute])?], [
             records_come_back_as_written,
             generations_count_and_guard,
             sealing_anew_changes_the_body_alone,
@@ -39,20 +42,27 @@ macro_rules! contract {
             what_is_too_large_is_refused_alone,
         ]);
     };
-    ($backend:ident, $there:expr, $open:expr, [$($case:ident),* $(,)?]) => {
+    ($backend:ident, $there:expr, $open:expr, [$(#[$attribute:meta])?], [$($case:ident),* $(,)?]) => {
+        contract!(@ $backend, $there, $open, ($(#[$attribute])?), $($case)*);
+    };
+    (@ $backend:ident, $there:expr, $open:expr, $attributes:tt, $($case:ident)*) => {
         mod $backend {
             #[allow(unused_imports, reason = "one backend needs what another does not")]
             use super::*;
 
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $(contract!(@case $there, $open, $attributes, $case);)*
+        }
+    };
+    (@case $there:expr, $open:expr, ($(#[$attribute:meta])?), $case:ident) => {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $(#[$attribute])?
             async fn $case() {
                 if !$there {
                     return;
                 }
                 let dir = tempfile::tempdir().unwrap();
                 super::cases::$case(dir.path(), $open).await;
-            })*
-        }
+            }
     };
 }
 
@@ -71,6 +81,44 @@ contract!(
         std::sync::Arc::new(PostgresStore::open(&Secret::new(url)).unwrap())
     }
 );
+
+contract!(keyring, true, crate::contract_store::over_memory);
+contract!(
+    os_keyring,
+    true,
+    crate::contract_store::over_the_os,
+    #[ignore = "needs a keyring: `the_os_keyring_keeps_the_contract` runs them in a session of their own"]
+);
+
+fn over_memory(dir: &Path) -> Arc<dyn Store> {
+    static RINGS: Mutex<BTreeMap<PathBuf, Arc<Memory>>> = Mutex::new(BTreeMap::new());
+    let ring = Arc::clone(RINGS.lock().unwrap().entry(dir.to_owned()).or_default());
+    Arc::new(KeyringStore::open(&dir.join("data"), Keyring::new(ring)).unwrap())
+}
+
+fn over_the_os(dir: &Path) -> Arc<dyn Store> {
+    Arc::new(KeyringStore::open(&dir.join("data"), Keyring::of_platform(true)).unwrap())
+}
+
+/// A keyring that keeps what it is given.
+#[derive(Default)]
+struct Memory(Mutex<BTreeMap<String, Secret>>);
+
+impl Ring for Memory {
+    fn get(&self, user: &str) -> Result<Option<Secret>, RingError> {
+        Ok(self.0.lock().unwrap().get(user).cloned())
+    }
+
+    fn set(&self, user: &str, text: &Secret) -> Result<(), RingError> {
+        self.0.lock().unwrap().insert(user.to_owned(), text.clone());
+        Ok(())
+    }
+
+    fn delete(&self, user: &str) -> Result<(), RingError> {
+        self.0.lock().unwrap().remove(user);
+        Ok(())
+    }
+}
 
 fn key(number: u32) -> RecordKey {
     let mut key = [0; 32];
@@ -579,6 +627,23 @@ async fn child_process() {
             }
             panic!("the disk never filled up");
         }
+        "write-to-keyring" => {
+            let store = over_the_os(Path::new(dir));
+            for n in number * 100_000.. {
+                // New ones and old ones.
+                store.apply(vec![Write::Insert(record(n, &[7; 700]))]).await.unwrap();
+                store.apply(vec![Write::Replace(Record { generation: 1, ..record(n, &[8; 700]) })]).await.unwrap();
+                say(n.to_string());
+            }
+        }
+        "read-from-keyring" => {
+            let store = over_the_os(Path::new(dir));
+            store.prune(at(0)).await.unwrap();
+            for record in store.scan(Table::Grant, None, 1000).await.unwrap() {
+                assert!([[7; 700], [8; 700]].iter().any(|whole| whole == record.sealed.as_slice()));
+                say(u32::from_be_bytes(record.key[..4].try_into().unwrap()).to_string());
+            }
+        }
         "hold-lease" => {
             let _held = store.lease(&key(1), Duration::ZERO).await.unwrap().unwrap();
             say("held".to_owned());
@@ -586,4 +651,58 @@ async fn child_process() {
         }
         other => panic!("{other}"),
     }
+}
+
+/// The contract, over gnome-keyring.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_os_keyring_keeps_the_contract() {
+    use crate::support::desktop::{Desktop, Mood, is_here};
+    if !is_here() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let desktop = Desktop::start(home.path(), Mood::Unlocked).await;
+    let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["contract_store::os_keyring::", "--ignored", "--test-threads=4"]);
+    let output = desktop.inside(&mut command).output().await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("15 passed; 0 failed"), "{text}");
+}
+
+/// Writers are killed while they write to the keyring. Whatever they were told is durable is there, and nothing else.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_os_keyring_loses_nothing_to_kill_9() {
+    use crate::support::desktop::{Desktop, Mood, is_here};
+    use tokio::io::AsyncBufReadExt as _;
+    if !is_here() {
+        return;
+    }
+    let (home, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let desktop = Desktop::start(home.path(), Mood::Unlocked).await;
+    let run = async |job: &str, number: u32, lines: usize| {
+        let mut command = tokio::process::Command::from(child(dir.path(), job, number));
+        let mut child = desktop.inside(&mut command).kill_on_drop(true).spawn().unwrap();
+        let mut out = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut seen: Vec<u32> = Vec::new();
+        while let Some(line) = out.next_line().await.unwrap() {
+            seen.extend(line.parse::<u32>().ok());
+            if seen.len() == lines {
+                child.start_kill().unwrap();
+            }
+        }
+        child.wait().await.unwrap();
+        seen
+    };
+    let mut acknowledged = Vec::new();
+    for round in 1..=12 {
+        acknowledged.extend(run("write-to-keyring", round, 1 + round as usize % 4).await);
+    }
+    assert!(acknowledged.len() >= 12, "{acknowledged:?}");
+    // Cleans up, and says what it can read.
+    let found = run("read-from-keyring", 0, usize::MAX).await;
+    let lost: Vec<_> = acknowledged.iter().filter(|number| !found.contains(number)).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+    assert_eq!(desktop.entries().await.len(), found.len() + 1, "nothing but them, and the mark");
 }

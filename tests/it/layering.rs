@@ -122,7 +122,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("reqwest::Client::builder", &["egress"]),
     ("reqwest::Client::new", &[]),
     ("rusqlite::", &["store"]),
-    ("keyring::", &["os_keyring"]),
+    ("keyring::v1", &["os_keyring"]),
     ("keyring_core::", &["os_keyring"]),
     ("jsonwebtoken::", &["identity"]),
     ("oauth2::", &["oauth"]),

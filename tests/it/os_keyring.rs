@@ -1,4 +1,4 @@
-//! `[vault.key] source = "keyring"` with gnome-keyring, in every mood that it can be in.
+//! `[vault.key] source = "keyring"` and `[vault] store = "keyring"` with gnome-keyring, in every mood that it can be in.
 //!
 //! They need Debian's packages `dbus`, `gnome-keyring` and `libsecret-tools`, and say so where those are missing.
 
@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::cli::connect;
 use crate::support::desktop::{Desktop, Mood, is_here};
+use crate::support::mail;
+use crate::support::mcp::value_of;
 use crate::support::program::{Program, Ran};
 
 /// Far more than a keyring that says nothing is waited for, and far less than somebody who could unlock it.
@@ -251,4 +254,98 @@ async fn a_server_finds_a_keyring_that_is_started_after_it() {
     assert_eq!(with["isError"], false, "{with}: {}", stdio.log());
     assert_eq!(desktop.entries().await.len(), 1);
     assert_eq!(stdio.close().await.0, 0);
+}
+
+/// What a command printed as JSON, whatever its exit code.
+fn json_of(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"))
+}
+
+/// `[vault] store = "keyring"`, with the key in a file, so that it is the store alone which needs the keyring.
+#[tokio::test]
+async fn connections_whose_secrets_are_in_the_keyring() {
+    if !is_here() {
+        return;
+    }
+    let (mut program, provider) = Program::with_provider("[vault]\nstore = \"keyring\"\n").await;
+    let home = program.dir.path().join("home");
+    let desktop = Desktop::start(&home, Mood::Unlocked).await;
+    program.environment = desktop.environment();
+    let send = mail("bob@example.com", "x");
+    let call = ["call", "Google.SendEmail", "--user", "alice", "--input", &send.to_string()].map(str::to_owned);
+    let call = call.each_ref().map(String::as_str);
+    for account in ["alice", "bob"] {
+        let connected = connect(&program, &provider, &["--user", account], account).await;
+        assert_eq!(connected.code, 0, "{connected:?}");
+    }
+    assert_eq!(program.run(&call).await.code, 0);
+    let bodies = async || {
+        let secrets = json_of(&program.run(&["vault", "status", "--json"]).await)["secrets"].clone();
+        ["in_keyring", "in_file", "lost"].map(|key| secrets[key].as_u64().unwrap())
+    };
+    assert_eq!(bodies().await, [2, 0, 0]);
+    assert_eq!(desktop.entries().await.len(), 3, "a body each, and the mark");
+    let shown = program.run(&["vault", "status"]).await.stdout;
+    assert!(shown.contains("their secrets  2 in the OS keyring, 0 in the file, 0 lost\n"), "{shown}");
+
+    // The other store would see connections that do not open, and is not let near them.
+    let toml = std::fs::read_to_string(program.config()).unwrap();
+    std::fs::write(program.config(), toml.replace("store = \"keyring\"", "store = \"file\"")).unwrap();
+    let refused = program.run(&call).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (64, ""), "{refused:?}");
+    assert!(refused.stderr.contains("vault.store: this vault keeps"), "{refused:?}");
+    std::fs::write(program.config(), &toml).unwrap();
+
+    // The keyring is started again while a server runs.
+    let mut serving = program.stdio("bob");
+    value_of(&serving.call("Google_SendEmail", send.clone()).await);
+    desktop.end_keyring().await;
+    desktop.login().await;
+    let gone = serving.call("Obo_Disconnect", json!({ "provider": "google" })).await;
+    assert_eq!(gone["isError"], false, "{gone}: {}", serving.log());
+    assert_eq!(serving.close().await.0, 0);
+    assert_eq!((bodies().await, desktop.entries().await.len()), ([1, 0, 0], 2));
+
+    // A backup has everything in it, sealed: it opens without this keyring.
+    let backup = program.dir.path().join("obo.backup");
+    let backup = backup.to_str().unwrap();
+    let written = program.run(&["vault", "backup", backup]).await;
+    assert_eq!(written.code, 0, "{written:?}");
+    let bytes = std::fs::read(backup).unwrap();
+    for secret in provider.secrets() {
+        assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "a secret is not sealed");
+    }
+    desktop.end().await;
+
+    // Locked: nobody is asked to connect again, and nothing is lost.
+    for mood in [Mood::Locked, Mood::NoService] {
+        let desktop = Desktop::start(&home, mood).await;
+        program.environment = desktop.environment();
+        let locked = program.run(&call).await;
+        assert_eq!((locked.code, locked.stdout.as_str()), (1, ""), "{locked:?}");
+        assert!(locked.stderr.contains("the OS keyring does not work here"), "{locked:?}");
+        let asked = program.run(&["connect", "slack", "--no-browser", "--user", "alice"]).await;
+        assert_eq!((asked.code, asked.stdout.as_str()), (1, ""), "no link whose fruits cannot be kept: {asked:?}");
+        let restored = program.run(&["vault", "status"]).await;
+        assert_ne!(restored.code, 0, "{restored:?}");
+        desktop.end().await;
+    }
+    let other = Program::new("[vault]\nstore = \"file\"\n");
+    let elsewhere = toml.replace(&format!(":{}", program.port), &format!(":{}", other.port));
+    std::fs::write(other.config(), elsewhere.replace("store = \"keyring\"", "store = \"file\"")).unwrap();
+    let restored = other.run(&["vault", "restore", backup]).await;
+    assert_eq!(restored.code, 0, "{restored:?}");
+    assert_eq!(other.run(&call).await.code, 0);
+
+    // Restored where it was, too: its bodies come from the backup, and go into the keyring as they change.
+    let desktop = Desktop::start(&home, Mood::Unlocked).await;
+    program.environment = desktop.environment();
+    assert_eq!(program.run(&call).await.code, 0);
+    let restored = program.run(&["vault", "restore", "--replace", backup]).await;
+    assert_eq!(restored.code, 0, "{restored:?}");
+    let bodies = json_of(&program.run(&["vault", "status", "--json"]).await)["secrets"].clone();
+    assert_eq!(bodies, json!({ "in_keyring": 0, "in_file": 1, "lost": 0 }));
+    assert_eq!(program.run(&call).await.code, 0);
+    let bodies = json_of(&program.run(&["vault", "status", "--json"]).await)["secrets"].clone();
+    assert_eq!(bodies, json!({ "in_keyring": 1, "in_file": 0, "lost": 0 }));
 }

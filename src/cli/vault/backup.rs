@@ -29,12 +29,18 @@ impl Backup {
         };
         let keys = app.keys.open().await?;
         let bytes = recorded(&app, "vault.backed_up", async {
+            let data_dir = global.data_dir()?;
             match &config.vault.url {
                 Some(url) if config.vault.store == StoreName::Postgres => {
-                    from_postgres(&app, url, &global.data_dir()?, &self.file).await
+                    return from_postgres(&app, url, &data_dir, &self.file).await;
                 }
-                _ => upkeep::backup(&global.data_dir()?, &self.file).await.map_err(Exit::failed),
+                _ => {}
             }
+            let written = match global.keyring_store(&app.config)? {
+                Some(store) => store.backup(&data_dir, &self.file).await,
+                None => upkeep::backup(&data_dir, &self.file).await,
+            };
+            written.map_err(Exit::failed)
         })
         .await?;
         let at = app.clock.now();

@@ -47,7 +47,11 @@ impl Migrate {
             (Some(_), StoreName::Postgres, _) => {
                 Err(Exit::usage("obo.toml says that the vault is in PostgreSQL already; --to-file moves it from there"))
             }
-            (Some(to), _, _) => {
+            (Some(_), StoreName::Keyring, _) => Err(Exit::usage(
+                "the secrets of this vault's connections are in the OS keyring; make a backup, which has them, and restore \
+                 it into the database with `obo vault restore`",
+            )),
+            (Some(to), StoreName::File, _) => {
                 let url = config::secret_of(&to, "--to-postgres")?;
                 to_postgres(global, config, &to, &url).await
             }
@@ -74,6 +78,11 @@ async fn to_postgres(global: &Global, config: Config, named: &str, url: &Secret)
         return told_postgres(named);
     }
     let source = Arc::new(SqliteStore::open_alone(&data_dir).map_err(Exit::failed)?);
+    if source.bodies_elsewhere() {
+        return Err(Exit::usage(
+            "the secrets of this vault's connections are in the OS keyring; write store = \"keyring\"",
+        ));
+    }
     let app = global.open_over(Arc::clone(&source) as _, config.clone(), Way::Command)?;
     let Some(facts) = app.keys.facts().await? else {
         return Err(Exit::failed(

@@ -26,7 +26,7 @@ pub(in crate::cli) struct Restore {
 
 impl Restore {
     pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Exit> {
-        let config = global.config()?;
+        let mut config = global.config()?;
         let data_dir = global.data_dir()?;
         let database = config.vault.url.clone().filter(|_| config.vault.store == StoreName::Postgres);
         if let Some(url) = database {
@@ -36,6 +36,8 @@ impl Restore {
             return output::line("A restore that was cut off is brought to its end; this backup was not looked at.");
         }
         let restoring = Restoring::begin(&self.file, &data_dir, self.replace).await.map_err(Exit::failed)?;
+        // It has everything in it, and nothing of it goes into a keyring before it is the vault.
+        config.vault.store = StoreName::File;
         let app = global.open_in(restoring.prepared(), config, Way::Command)?;
         let restored = self.mark(&app).await?;
         let now = app.clock.now();

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::app::Way;
 use crate::cli::{Exit, Global, output};
 use crate::keys::{Facts, History, KeyError};
+use crate::store::keyring::Held;
 use crate::store::{Examined, Place, Table};
 use crate::upkeep::{Connections, Verified};
 
@@ -35,6 +36,8 @@ struct Inside {
     connections: Connections,
     history: History,
     verified: Option<Verified>,
+    /// Where the secrets of connections are, where that is not the file.
+    held: Option<Held>,
 }
 
 impl Status {
@@ -65,6 +68,10 @@ impl Status {
                 verified: match self.verify {
                     true => Some(app.upkeep.verify(&mut say).await?),
                     false => None,
+                },
+                held: match global.keyring_store(&app.config)? {
+                    Some(store) => Some(store.held().await.map_err(Exit::failed)?),
+                    None => None,
                 },
             }),
             Err(error) => Err(error),
@@ -97,12 +104,16 @@ impl Found {
         line("format", format!("{} {}, keys {}", self.kind(), self.store.format, self.key.format))?;
         line("key", format!("{}, id {}; {opens}", self.key.source.as_str(), self.key.key_id))?;
         match &self.opens {
-            Ok(Inside { connections, .. }) => {
+            Ok(Inside { connections, held, .. }) => {
                 let mut text = format!("{} usable, {} to connect again", connections.usable, connections.need_consent);
                 if connections.unopened > 0 {
                     text.push_str(&format!(", {} that do not open", connections.unopened));
                 }
                 line("connections", text)?;
+                if let Some(Held { in_keyring, in_file, lost }) = held {
+                    let text = format!("{in_keyring} in the OS keyring, {in_file} in the file, {lost} lost");
+                    line("their secrets", text)?;
+                }
             }
             Err(_) => line("connections", self.store.living(Table::Grant).to_string())?,
         }
@@ -158,6 +169,11 @@ impl Found {
                 "need_consent": inside.map(|inside| inside.connections.need_consent),
                 "unopened": inside.map(|inside| inside.connections.unopened),
             },
+            "secrets": inside.and_then(|inside| inside.held).map(|held| json!({
+                "in_keyring": held.in_keyring,
+                "in_file": held.in_file,
+                "lost": held.lost,
+            })),
             "tokens": self.store.living(Table::Token),
             "clients": self.store.living(Table::ClientSession),
             "applications": self.store.living(Table::Application),

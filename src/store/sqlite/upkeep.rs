@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::folder::{Folder, failed};
 use super::{restore, schema};
 use crate::secret::random_text;
-use crate::store::{Count, Examined, Place, StoreError, Table};
+use crate::store::{Count, Examined, Place, StoreError, Table, keyring};
 
 /// Most problems that a check names.
 const MAX_PROBLEMS: u32 = 20;
@@ -50,6 +50,16 @@ pub async fn examine(data_dir: &Path, now: Timestamp) -> Result<Examined, StoreE
 /// # Errors
 /// [`StoreError::Unusable`] when there is such a file already; [`StoreError::Unavailable`] when it cannot be written.
 pub async fn backup(data_dir: &Path, to: &Path) -> Result<u64, StoreError> {
+    backup_with(data_dir, to, Vec::new()).await
+}
+
+/// The same for a store whose grants have their bodies elsewhere: each is put into the copy in the place of what leads
+/// to it, so that the copy is a store of its own.
+pub(in crate::store) async fn backup_with(
+    data_dir: &Path,
+    to: &Path,
+    bodies: Vec<(Vec<u8>, Vec<u8>)>,
+) -> Result<u64, StoreError> {
     let (data_dir, to) = (data_dir.to_owned(), to.to_owned());
     on_its_own_thread(move || {
         let exists = || StoreError::Unusable(format!("{} exists already; name a new file", to.display()));
@@ -59,7 +69,7 @@ pub async fn backup(data_dir: &Path, to: &Path) -> Result<u64, StoreError> {
         let folder = Folder::secure(&data_dir)?;
         // It appears whole or not at all, under its name.
         let partial = beside(&to);
-        let written = copy_into(&folder.database(), &partial).and_then(|bytes| {
+        let written = copy_into(&folder.database(), &partial, &bodies).and_then(|bytes| {
             // Unlike a rename, a link never takes the place of a file that has appeared since.
             match std::fs::hard_link(&partial, &to) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(exists()),
@@ -81,7 +91,7 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}-{}", random_text::<9>()))
 }
 
-fn copy_into(database: &Path, to: &Path) -> Result<u64, StoreError> {
+fn copy_into(database: &Path, to: &Path, bodies: &[(Vec<u8>, Vec<u8>)]) -> Result<u64, StoreError> {
     let text = to
         .to_str()
         .ok_or_else(|| StoreError::Unusable(format!("{} is not a name that SQLite can write to", to.display())))?;
@@ -93,13 +103,34 @@ fn copy_into(database: &Path, to: &Path) -> Result<u64, StoreError> {
     let file = options.open(to).map_err(|error| failed("write", to, &error))?;
     let copy = || -> rusqlite::Result<Vec<String>> {
         schema::connect(database)?.execute("VACUUM INTO ?1", [text])?;
-        problems_of(&schema::connect(to)?, "quick_check")
+        let mut copy = schema::connect(to)?;
+        fill(&mut copy, bodies)?;
+        problems_of(&copy, "quick_check")
     };
     let problems = copy().map_err(|error| StoreError::Unavailable(format!("cannot copy the vault: {error}")))?;
     if let Some(first) = problems.first() {
         return Err(StoreError::Unavailable(format!("the copy of the vault is not sound ({first}); try another disk")));
     }
     file.sync_all().and_then(|()| file.metadata()).map(|found| found.len()).map_err(|error| failed("write", to, &error))
+}
+
+/// Puts bodies into their places, and forgets where they were.
+fn fill(copy: &mut Connection, bodies: &[(Vec<u8>, Vec<u8>)]) -> rusqlite::Result<()> {
+    let transaction = copy.transaction()?;
+    {
+        let mut put = transaction.prepare("UPDATE records SET sealed = ?3 WHERE kind = ?1 AND sealed = ?2")?;
+        for (leads_to, body) in bodies {
+            put.execute(rusqlite::params![Table::Grant as u8, leads_to, body])?;
+        }
+        transaction.execute("DELETE FROM records WHERE kind = ?1", [Table::KeyringEntry as u8])?;
+    }
+    transaction.commit()
+}
+
+/// Whether grants have their bodies elsewhere.
+pub(super) fn bodies_elsewhere(db: &Connection) -> rusqlite::Result<bool> {
+    let mark = rusqlite::params![Table::KeyringEntry as u8, keyring::MARK];
+    db.query_row("SELECT count(*) FROM records WHERE kind = ?1 AND key = ?2", mark, |row| row.get(0))
 }
 
 /// What SQLite finds wrong with a file.

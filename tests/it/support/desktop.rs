@@ -12,7 +12,7 @@ use tokio::process::{Child, ChildStdin, Command};
 const REQUIRED: &str = "OBO_TEST_OS_KEYRING";
 
 /// The programs of Debian's packages `dbus`, `gnome-keyring` and `libsecret-tools`.
-const PROGRAMS: [&str; 3] = ["dbus-run-session", "gnome-keyring-daemon", "secret-tool"];
+const PROGRAMS: [&str; 4] = ["dbus-run-session", "dbus-send", "gnome-keyring-daemon", "secret-tool"];
 
 /// How the keyring is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,10 @@ pub enum Mood {
     /// Something on the bus says that it is the keyring, and never answers.
     Hanging,
 }
+
+/// A question to the bus itself, but for its method.
+const ASK_THE_BUS: [&str; 4] =
+    ["--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/org/freedesktop/DBus"];
 
 const PASSWORD: &str = "correct horse";
 
@@ -107,6 +111,7 @@ impl Desktop {
         let mut child = command.spawn().unwrap();
         child.stdin.take().unwrap().write_all(password.as_bytes()).await.unwrap();
         child.wait().await.unwrap();
+        self.until_there_is_a_keyring(true).await;
     }
 
     /// Ends the session.
@@ -114,6 +119,32 @@ impl Desktop {
         if let Some((mut child, stdin)) = self.session.take() {
             drop(stdin);
             child.wait().await.unwrap();
+        }
+    }
+
+    /// Ends the keyring, and leaves the bus.
+    pub async fn end_keyring(&self) {
+        let mut command = Command::new("dbus-send");
+        let method = "org.freedesktop.DBus.GetConnectionUnixProcessID";
+        command.args(ASK_THE_BUS).args([method, "string:org.freedesktop.secrets"]);
+        let output = self.inside(&mut command).output().await.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let id = text.split_whitespace().last().unwrap_or_else(|| panic!("{text:?}")).parse().unwrap();
+        let id = rustix::process::Pid::from_raw(id).unwrap();
+        rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
+        self.until_there_is_a_keyring(false).await;
+    }
+
+    /// The bus is asked until it says so: neither a start nor an end is known to it at once.
+    async fn until_there_is_a_keyring(&self, wanted: bool) {
+        loop {
+            let mut command = Command::new("dbus-send");
+            command.args(ASK_THE_BUS).args(["org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"]);
+            let output = self.inside(&mut command).output().await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+            if String::from_utf8(output.stdout).unwrap().contains("true") == wanted {
+                return;
+            }
         }
     }
 

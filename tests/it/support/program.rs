@@ -15,6 +15,8 @@ use crate::provider::{self, Provider};
 pub struct Program {
     pub dir: TempDir,
     pub port: u16,
+    /// What its commands have in their environment beside the test's own.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 /// What a command printed, and how it ended.
@@ -31,7 +33,7 @@ impl Program {
         let dir = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         write_key(&dir.path().join("vault.key"));
-        let program = Self { dir, port };
+        let program = Self { dir, port, environment: Vec::new() };
         program.configure(config);
         program
     }
@@ -71,6 +73,7 @@ impl Program {
             command.env_remove(name);
         }
         command.arg("--config").arg(self.config()).arg("--data-dir").arg(self.data()).args(arguments);
+        command.envs(self.environment.iter().cloned());
         command.kill_on_drop(true);
         command
     }

@@ -57,7 +57,7 @@ impl Plan {
     fn from_arguments() -> Result<Self, String> {
         let mut arguments = std::env::args().skip(1);
         let (mut rotation, mut sigterm) = (None, None);
-        let (mut kills, mut processes, mut people) = (40, 8, 16);
+        let (mut kills, mut processes, mut people) = (40, 8, 24);
         while let Some(argument) = arguments.next() {
             let mut number = || arguments.next().and_then(|n| n.parse::<u64>().ok()).filter(|n| *n > 0).ok_or(USAGE);
             match argument.as_str() {
@@ -316,8 +316,9 @@ impl Scene {
                 return Ok(child);
             }
             round += 1;
-            // A few exchanges are left alone; otherwise nobody would ever get a token for one that a kill interrupted.
-            for _ in 0..round % 4 {
+            // Some exchanges are left alone. Otherwise those that go on with what a kill interrupted would be killed in
+            // their turn, until no grace covers it.
+            for _ in 0..round % 4 * 3 {
                 let (told, release) = self.provider.ambush(&client(slot), Point::Before);
                 let _ = timeout(AMBUSH, told).await;
                 drop(release);
@@ -425,11 +426,11 @@ impl Scene {
     async fn tell(self: Arc<Self>, finished: CancellationToken) {
         while timeout(Duration::from_secs(30), finished.cancelled()).await.is_err() {
             let kills = self.counts.kills.load(Ordering::Relaxed).min(self.plan.kills);
-            let (refreshes, lost) = {
+            let (refreshes, lost, slowest) = {
                 let f = self.provider.families();
-                (f.refreshes, f.lost())
+                (f.refreshes, f.lost(), f.slowest)
             };
-            eprintln!("{kills} kills, {refreshes} refreshes, {lost} lost");
+            eprintln!("{kills} kills, {refreshes} refreshes, {lost} lost, last taken up after {slowest} ms");
         }
     }
 

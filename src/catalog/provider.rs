@@ -80,7 +80,8 @@ pub struct OauthManifest {
     /// How long an access token lives when the answer does not say, in seconds. Without it: until it is refused.
     #[serde(default)]
     pub default_ttl_s: Option<u64>,
-    /// How long a used refresh token is still accepted, in seconds.
+    /// How long a used refresh token is still accepted, in seconds. After that a strict provider is not asked with it again
+    /// while there is an access token to lose. Default 0.
     #[serde(default)]
     pub refresh_grace_s: u64,
 }

@@ -14,6 +14,7 @@ use super::head::Head;
 use super::people;
 use super::refresh::{Cooling, Flights};
 use super::spool::{Entries, Journal};
+use super::take_up::TakingUp;
 use super::upstream::{Terms, Upstream};
 use super::{Grant, GrantStatus, Keep, Receipt, context};
 use crate::clock::{SharedClock, later};
@@ -62,6 +63,8 @@ pub(super) struct Safe {
     pub(super) cooling: Mutex<HashMap<RecordKey, Cooling>>,
     pub(super) breakers: Breakers,
     pub(super) spool: Option<Spool>,
+    /// How far what others left behind was gone through.
+    pub(super) taking_up: Mutex<TakingUp>,
     /// Whether this process is about to end.
     pub(super) draining: watch::Sender<bool>,
     pub(super) tasks: TaskTracker,
@@ -100,6 +103,7 @@ impl Safe {
             cooling: Mutex::default(),
             breakers: Breakers::default(),
             spool: None,
+            taking_up: Mutex::default(),
             draining: watch::Sender::new(false),
             tasks: TaskTracker::new(),
             observer: OnceLock::new(),

@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::store::RecordKey;
 
-/// Largest entry, in bytes: two tokens, a few candidates, and what is known about them.
-const MAX_ENTRY_BYTES: u64 = 512 << 10; // 512 KiB
+/// Largest entry, in bytes: two tokens, a few candidates, and as many scopes with each as an answer may have.
+const MAX_ENTRY_BYTES: u64 = 4 << 20; // 4 MiB
 
 /// Most entries read in one round.
 const MAX_ENTRIES: usize = 10_000;

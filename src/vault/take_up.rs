@@ -3,11 +3,12 @@
 //! Both are found at start-up and every few seconds, by whoever has the folder or the store. Nothing secret is opened as
 //! long as there is nothing to find.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::head::{Answered, Fitness, Head};
+use super::head::{Answered, Head};
 use super::refresh::Refresh;
 use super::safe::{Safe, Stored, WriteError, key_of, unavailable};
 use super::spool::{key_in, name_of};
@@ -46,28 +47,69 @@ pub(super) enum Settled {
 /// What to ask a provider with, from its id.
 pub(super) type FindUpstream<'a> = &'a (dyn Fn(&Head) -> Option<Upstream> + Send + Sync);
 
+/// How far this process has come with it.
+#[derive(Default)]
+pub(super) struct TakingUp {
+    /// The mark that the next round begins after.
+    after: Option<RecordKey>,
+    /// Whether the keys were asked for. If they do not open, a person may be asked for them; not every few seconds.
+    asked_for_keys: bool,
+    /// Entries that could not be taken up, and were complained about.
+    told: BTreeSet<String>,
+}
+
 impl Safe {
     /// One round. `upstream` finds the provider of a grant.
     pub(super) async fn take_up(self: &Arc<Self>, upstream: FindUpstream<'_>) {
-        for name in self.names_of_answers().await {
-            if let Some(key) = key_in(&name)
-                && let Err(failure) = self.take_up_answer(&key, &name, upstream).await
+        let names = self.names_of_answers().await;
+        let after = self.taking_up().after;
+        let marks = match self.store.scan(Table::Refreshing, after.as_ref(), PAGE).await {
+            Ok(marks) => marks,
+            Err(error) => return tracing::warn!(%error, "vault.interrupted_refreshes_not_found"),
+        };
+        self.taking_up().after = marks.last().filter(|_| marks.len() == PAGE).map(|mark| mark.key);
+        if names.is_empty() && marks.is_empty() {
+            return;
+        }
+        let asked = std::mem::replace(&mut self.taking_up().asked_for_keys, true);
+        if asked && !self.keys.is_open() {
+            return;
+        }
+        let keys = match self.keys.open().await {
+            Ok(keys) => keys,
+            Err(error) => return tracing::warn!(%error, "vault.left_as_found"),
+        };
+        for name in names {
+            let Some(key) = key_in(&name) else { continue };
+            if let Err(failure) = self.take_up_answer(&keys, &key, &name, upstream).await
+                && self.taking_up().told.insert(name)
             {
                 tracing::warn!(cause = failure.cause, "vault.answer_not_taken_up");
             }
         }
-        if let Err(failure) = self.take_up_interrupted(upstream).await {
-            tracing::warn!(cause = failure.cause, "vault.interrupted_refreshes_not_taken_up");
+        for mark in marks {
+            if let Err(failure) = self.take_up_interrupted(&keys, &mark, upstream).await {
+                tracing::warn!(cause = failure.cause, "vault.interrupted_refresh_not_taken_up");
+            }
         }
     }
 
+    fn taking_up(&self) -> MutexGuard<'_, TakingUp> {
+        self.taking_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes up an answer that somebody could not write.
-    async fn take_up_answer(&self, key: &RecordKey, name: &str, upstream: FindUpstream<'_>) -> Result<(), Failure> {
+    async fn take_up_answer(
+        &self,
+        keys: &OpenKeys,
+        key: &RecordKey,
+        name: &str,
+        upstream: FindUpstream<'_>,
+    ) -> Result<(), Failure> {
         // Whoever holds the grant has the answer in memory, and is writing it.
         let Some(_lease) = self.lease_at_once(key).await? else { return Ok(()) };
-        let keys = self.keys.open().await?;
-        let Some((person, answered)) = self.answer_in(&keys, key, name).await? else { return Ok(()) };
-        match self.settle(&keys, key, &person, &answered).await? {
+        let Some((person, answered)) = self.answer_in(keys, key, name).await? else { return Ok(()) };
+        match self.settle(keys, key, &person, &answered).await? {
             Settled::Nobodys => {
                 let tried_for = remaining(answered.next.issued_at, self.clock.now());
                 let upstream = upstream(&answered.next);
@@ -117,44 +159,39 @@ impl Safe {
         }
     }
 
-    /// Goes on with refreshes whose process is gone, with the same tokens: the provider may still take them for a moment.
-    async fn take_up_interrupted(self: &Arc<Self>, upstream: FindUpstream<'_>) -> Result<(), Failure> {
-        for record in self.store.scan(Table::Refreshing, None, PAGE).await.map_err(unavailable)? {
-            let keys = self.keys.open().await?;
-            let sealed = keys.unseal(&TenantId::default_tenant(), &mark_context(&record.key), &record.sealed).await;
-            let person = match sealed {
-                Ok(body) => serde_json::from_slice::<Person>(body.expose()).ok(),
-                Err(KeyError::DoesNotOpen) => None,
+    /// Goes on with a refresh whose process is gone, with the same token: the provider may still take it for a moment.
+    async fn take_up_interrupted(
+        self: &Arc<Self>,
+        keys: &OpenKeys,
+        mark: &Record,
+        upstream: FindUpstream<'_>,
+    ) -> Result<(), Failure> {
+        let person: Person =
+            match keys.unseal(&TenantId::default_tenant(), &mark_context(&mark.key), &mark.sealed).await {
+                Ok(body) => serde_json::from_slice(body.expose()).map_err(|_| KeyError::DoesNotOpen)?,
                 Err(error) => return Err(error.into()),
             };
-            let Some(person) = person else { continue };
-            // Held: its process lives.
-            let Some(lease) = self.lease_at_once(&record.key).await? else { continue };
-            let stored = self.read(&keys, &person, &record.key).await?;
-            let Some(Stored { head, .. }) = stored
-                .filter(|stored| stored.head.status == GrantStatus::Active && stored.head.refreshing_since.is_some())
-            else {
-                self.unmark(&record).await;
-                continue;
-            };
-            let now = self.clock.now();
-            let Some(upstream) = upstream(&head) else { continue };
-            if !head.usable(&upstream.terms)
-                || head.fitness(&upstream.terms, now) == Fitness::Fresh
-                || !self.may_ask_again(&head, &upstream)
-                || self.at_rest(&record.key, &upstream, now).is_some()
-            {
-                continue;
-            }
+        // Held: its process lives.
+        let Some(lease) = self.lease_at_once(&mark.key).await? else { return Ok(()) };
+        let now = self.clock.now();
+        let head = self.read(keys, &person, &mark.key).await?.map(|stored| stored.head);
+        let interrupted = head.and_then(|head| Some((head.refreshing_since?, head)));
+        let Some((since, head)) = interrupted.filter(|(_, head)| head.status == GrantStatus::Active) else {
+            self.unmark(mark).await;
+            return Ok(());
+        };
+        let Some(upstream) = upstream(&head) else { return Ok(()) };
+        if !head.usable(&upstream.terms) || !upstream.terms.may_ask_again(remaining(since, now)) {
+            // The next call sees to it, if there is one.
+            self.unmark(mark).await;
+            return Ok(());
+        }
+        if self.at_rest(&mark.key, &upstream, now).is_none() {
             // The flight takes the lease, and looks again.
             drop(lease);
-            self.join(Refresh { key: record.key, person, upstream, stale: head.access_token });
+            self.join(Refresh { key: mark.key, person, upstream, stale: head.access_token });
         }
         Ok(())
-    }
-
-    fn may_ask_again(&self, head: &Head, upstream: &Upstream) -> bool {
-        head.refreshing_since.is_some_and(|since| upstream.terms.may_ask_again(remaining(since, self.clock.now())))
     }
 
     async fn lease_at_once(&self, key: &RecordKey) -> Result<Option<Lease>, Failure> {

@@ -175,8 +175,6 @@ enum When {
     First,
 }
 
-const WHEN: [When; 3] = [When::Failed, When::Late, When::First];
-
 impl Bench {
     fn faulty_safe(&self, plan: &Arc<Plan>, when: When) -> Arc<Safe> {
         let store: Arc<dyn Store> = Arc::new(Faulty { inner: open_store(self.dir.path()), plan: Arc::clone(plan) });

@@ -326,6 +326,40 @@ async fn candidates_are_few_are_not_deleted_by_a_refusal_and_end_with_a_new_cons
     assert_eq!(safe.settle(&keys, &key, &grant.person, &late(14)).await.unwrap(), Settled::Superseded);
 }
 
+/// The tokens that are revoked are those of the answer, not those that the store knows.
+#[test]
+fn disconnecting_ends_what_was_answered_and_not_written() {
+    let bench = Bench::new(Rotation::Strict);
+    let grant = bench.dies_unwritten(Journal::WhenLate);
+    runtime().block_on(async {
+        let (safe, _) = bench.safe_with_spool(Arc::new(open_store(bench.dir.path())), Journal::WhenLate);
+        safe.disconnect(&grant, Some(bench.upstream())).await.unwrap();
+        assert_eq!(bench.provider.state().revoked, ["refresh-0-2", "access-0-2"]);
+        assert_eq!((bench.spooled(), bench.marks(&safe).await), (0, 0));
+    });
+}
+
+/// A person whose keyring is locked is not asked to open it again and again.
+#[test]
+fn keys_that_do_not_open_are_asked_for_once() {
+    let bench = Bench::new(Rotation::Strict);
+    let grant = bench.dies_unwritten(Journal::WhenLate);
+    runtime().block_on(async {
+        let (safe, _) = bench.safe_with_spool(Arc::new(open_store(bench.dir.path())), Journal::WhenLate);
+        let (key, aside) = (bench.dir.path().join("key"), bench.dir.path().join("aside"));
+        std::fs::rename(&key, &aside).unwrap();
+        bench.take_up(&safe).await;
+        std::fs::rename(&aside, &key).unwrap();
+        bench.take_up(&safe).await;
+        assert!(!safe.keys.is_open(), "it has asked, and was told no");
+        assert_eq!(bench.spooled(), 1);
+        // A call opens them, and from then on everything goes its way.
+        assert_eq!(bench.token(&safe, &grant).await.unwrap(), "access-0-2");
+        bench.take_up(&safe).await;
+        assert_eq!(bench.spooled(), 0);
+    });
+}
+
 /// The person disconnected while the answer could not be written.
 #[test]
 fn an_answer_whose_grant_is_gone_is_revoked() {
@@ -415,7 +449,7 @@ fn an_interrupted_refresh_is_taken_up_without_a_call() {
             safe.drain(LIFE).await;
             assert_eq!(bench.provider.requests(), asked, "{refresh:?} {grace}");
             let head = bench.head(&safe, &grant).await;
-            assert_eq!((head.refreshing_since.is_none(), bench.marks(&safe).await == 0), (asked == 2, asked == 2));
+            assert_eq!((head.refreshing_since.is_none(), bench.marks(&safe).await), (asked == 2, 0));
             assert_eq!(bench.provider.lost(), lost);
             if asked == 1 {
                 // It serves to its end, and then there is nothing left to lose.

@@ -96,10 +96,11 @@ impl Safe {
                 let Some(Stored { mut head, generation }) = safe.read(&keys, &person, &key).await? else {
                     return Ok(());
                 };
-                if head.status == GrantStatus::NeedsConsent {
+                if head.suspended_at.is_some() {
                     return Ok(());
                 }
                 head.status = GrantStatus::NeedsConsent;
+                head.suspended_at = Some(safe.clock.now());
                 match safe.write(&keys, &key, &head, Some(generation)).await {
                     Ok(_) => return Ok(()),
                     Err(WriteError::Conflict) => {}

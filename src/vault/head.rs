@@ -60,6 +60,9 @@ pub(super) struct Head {
     /// back since. Left out where it did not, as `preferred_at` is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) restored_at: Option<Timestamp>,
+    /// When everything of its person was ended here: no answer that is on its way makes it usable again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) suspended_at: Option<Timestamp>,
     /// Tokens that were given for this grant, and came too late: somebody else had refreshed it by then. They are tried
     /// when the provider refuses the others. The newest stands last. Left out where there are none, as `preferred_at` is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -135,6 +138,7 @@ impl Head {
             // The choice is of an account, not of its tokens.
             preferred_at: earlier.and_then(|earlier| earlier.preferred_at),
             restored_at: None,
+            suspended_at: None,
             // Those before belong to the consent before, as the tokens do that are replaced here.
             candidates: Vec::new(),
         }

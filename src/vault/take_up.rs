@@ -142,8 +142,10 @@ impl Safe {
             let is = |token: &Secret| head.refresh_token.as_ref().is_some_and(|t| t.matches(token));
             let (changed, settled) = if is(spent) {
                 // Only what is beside the tokens has changed since, if anything has.
-                let preferred_at = head.preferred_at;
-                (Head { preferred_at, candidates: head.candidates.clone(), ..next.clone() }, Settled::Written)
+                let Head { preferred_at, suspended_at, .. } = head;
+                let status = if suspended_at.is_some() { head.status } else { next.status };
+                let candidates = head.candidates.clone();
+                (Head { preferred_at, suspended_at, status, candidates, ..next.clone() }, Settled::Written)
             } else if next.refresh_token.as_ref().is_none_or(|token| token.matches(spent))
                 || head.connected_at > next.connected_at
             {

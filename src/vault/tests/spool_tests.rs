@@ -333,7 +333,7 @@ fn disconnecting_ends_what_was_answered_and_not_written() {
     let grant = bench.dies_unwritten(Journal::WhenLate);
     runtime().block_on(async {
         let (safe, _) = bench.safe_with_spool(Arc::new(open_store(bench.dir.path())), Journal::WhenLate);
-        safe.disconnect(&grant, Some(bench.upstream())).await.unwrap();
+        safe.disconnect(&grant, Some(bench.upstream()), Keep::Nothing).await.unwrap();
         assert_eq!(bench.provider.state().revoked, ["refresh-0-2", "access-0-2"]);
         assert_eq!((bench.spooled(), bench.marks(&safe).await), (0, 0));
     });
@@ -534,4 +534,25 @@ async fn a_server_in_trouble_is_left_alone_by_everybody_and_nobody_loses_a_conne
         }
         assert_eq!(bench.provider.lost(), 0);
     }
+}
+
+/// Whoever leaves while a refresh is on its way: what it brings is kept, to be revoked, and used by nobody.
+#[test]
+fn an_answer_does_not_bring_back_what_was_suspended() {
+    let bench = Bench::new(Rotation::Strict);
+    let grant = bench.dies_unwritten(Journal::WhenLate);
+    runtime().block_on(async {
+        // By a process that does not see the folder.
+        bench.safe().suspend(&grant).await.unwrap();
+        let (safe, _) = bench.safe_with_spool(Arc::new(open_store(bench.dir.path())), Journal::WhenLate);
+        bench.take_up(&safe).await;
+        let head = bench.head(&safe, &grant).await;
+        assert_eq!((head.status, head.access_token.expose()), (GrantStatus::NeedsConsent, "access-0-2"));
+        assert!(needs_consent(bench.token(&safe, &grant).await));
+        assert_eq!(bench.spooled(), 0);
+        // Their own consent does.
+        let again = bench.connect(&safe).await;
+        assert_eq!(again.status, GrantStatus::Active);
+        bench.token(&safe, &again).await.unwrap();
+    });
 }

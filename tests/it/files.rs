@@ -122,7 +122,9 @@ fn the_notes_of_the_audit_are_all_explained() {
         let text = fs::read_to_string(file).unwrap();
         given.extend(text.split('"').filter_map(note));
         // Events of the log begin so too: of these only what a command puts on record.
-        let recorded = ["recorded(&app, \"", "recorded(app, \""].into_iter().flat_map(|call| text.split(call).skip(1));
+        let recorded = ["recorded(&app, \"", "recorded(app, \"", "record(app, \""]
+            .into_iter()
+            .flat_map(|call| text.split(call).skip(1));
         given.extend(
             recorded.filter_map(|rest| rest.split('"').next()).filter(|n| n.starts_with("vault.")).map(str::to_owned),
         );

@@ -16,9 +16,6 @@ use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::{Restoring, SqliteStore, moved_to, upkeep};
 use crate::store::{Examined, Store, Table};
 
-/// The record of the move.
-const MIGRATED: &str = "vault.migrated";
-
 /// How often the progress is said, in records.
 const SAY_EVERY: u64 = 10_000;
 
@@ -96,7 +93,7 @@ async fn to_postgres(global: &Global, config: Config, named: &str, url: &Secret)
     let arrived = move_into(global, config, &app, Arc::clone(&target) as _).await?;
     source.note_moved(&place, &facts.vault.to_string()).map_err(Exit::failed)?;
     target.now_in_use().await.map_err(Exit::failed)?;
-    record(&arrived, MIGRATED, Phase::Outcome, None).await?;
+    record(&arrived, "vault.migrated", Phase::Outcome, None).await?;
     told_postgres(named)
 }
 
@@ -150,7 +147,7 @@ async fn arrive(global: &Global, config: Config, app: &App, data_dir: &Path, aga
     clean()?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&arriving).map_err(Exit::failed)?);
     let arrived = move_into(global, config, app, Arc::clone(&store)).await?;
-    record(&arrived, MIGRATED, Phase::Outcome, None).await?;
+    record(&arrived, "vault.migrated", Phase::Outcome, None).await?;
     drop((arrived, store));
     let backup = arriving.join("whole");
     upkeep::backup(&arriving, &backup).await.map_err(Exit::failed)?;
@@ -161,10 +158,10 @@ async fn arrive(global: &Global, config: Config, app: &App, data_dir: &Path, aga
 
 /// Moves everything between two records, so that the move is on record even where it was cut off.
 async fn move_into(global: &Global, config: Config, app: &App, to: Arc<dyn Store>) -> Result<App, Exit> {
-    record(app, MIGRATED, Phase::Intent, None).await?;
+    record(app, "vault.migrated", Phase::Intent, None).await?;
     let arrived = copy_into(global, config, app, to).await;
     if arrived.is_err() {
-        let _ = record(app, MIGRATED, Phase::Outcome, Some(Code::VaultUnavailable)).await;
+        let _ = record(app, "vault.migrated", Phase::Outcome, Some(Code::VaultUnavailable)).await;
     }
     arrived
 }

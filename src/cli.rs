@@ -234,6 +234,11 @@ impl Global {
         Ok(Config::load(self.config.as_deref(), &environment)?)
     }
 
+    /// For what needs no key. A key file that is lost is what a recovery copy is there for, and no reason to stop.
+    fn config_without_key(&self) -> Result<Config, Exit> {
+        self.config().or_else(|exit| self.config_with("OBO_VAULT__KEY__SOURCE", "env").map_err(|_| exit))
+    }
+
     fn data_dir(&self) -> Result<PathBuf, Exit> {
         self.data_dir.clone().or_else(default_data_dir).ok_or_else(|| {
             ConfigError::new(

@@ -21,12 +21,14 @@ mod change;
 mod data_keys;
 mod history;
 mod meta;
+mod recovery;
 mod sealed;
 mod source;
 
 pub use change::Changed;
 pub use data_keys::Targets;
 pub use history::History;
+pub use recovery::{Lock, MAX_COPY_BYTES, Opener, Recovered};
 pub use sealed::{MAX_PLAINTEXT_BYTES, Sealed};
 
 use meta::Meta;
@@ -194,6 +196,10 @@ pub enum Ask {
     NextPassphrase,
     /// The passphrase of the vault.
     Passphrase,
+    /// A passphrase for a new recovery copy. Ask twice, too.
+    NewRecoveryPassphrase,
+    /// The passphrase of a recovery copy.
+    RecoveryPassphrase,
 }
 
 /// Asks the person at the terminal. None when there is no terminal, or nothing was entered. May block.
@@ -295,11 +301,8 @@ impl Keys {
         if id != meta.key_id {
             return Err(source::wrong_key(&self.config, &id, &meta.key_id));
         }
-        let sealed = meta.root()?;
-        let sealed = Sealed::parse(&sealed).ok_or(KeyError::DoesNotOpen)?;
-        let root = key.derive(&[WRAPS_ROOT_KEY]).open(&meta.context(), &sealed)?;
-        let root = Key::from_bytes(root.expose()).ok_or(KeyError::DoesNotOpen)?;
-        Ok(Arc::new(OpenKeys::new(Arc::clone(&self.store), root, meta)))
+        let root = meta.unwrap(&key)?;
+        Ok(Arc::new(OpenKeys::new(Arc::clone(&self.store), root, meta.vault, meta.key_id.clone())))
     }
 
     /// Invariant INV-5: only where nothing was ever sealed is a key made. Otherwise a keyring that is locked, and so
@@ -317,11 +320,10 @@ impl Keys {
         let mut meta = Meta::new(self.config.source, self.outside.cost());
         let key = self.outside.key(&self.config, Target::New(&meta)).await?;
         let root = Key::random();
-        meta.key_id = meta::id_of(&key);
-        meta.set_root(&key.derive(&[WRAPS_ROOT_KEY]).seal(OUTSIDE_KEY, &meta.context(), root.expose())?);
+        meta.wrap(&key, &root)?;
         self.store.apply(vec![Write::Insert(meta.record()?)]).await?;
         tracing::info!(vault = %meta.vault, source = meta.source.as_str(), "vault.created");
-        Ok(Arc::new(OpenKeys::new(Arc::clone(&self.store), root, &meta)))
+        Ok(Arc::new(OpenKeys::new(Arc::clone(&self.store), root, meta.vault, meta.key_id)))
     }
 }
 
@@ -352,8 +354,8 @@ pub struct OpenKeys {
 struct DataKeys(BTreeMap<u32, Key>);
 
 impl OpenKeys {
-    fn new(store: Arc<dyn Store>, root: Key, meta: &Meta) -> Self {
-        Self { store, root, vault: meta.vault, key_id: meta.key_id.clone(), tenants: Mutex::default() }
+    fn new(store: Arc<dyn Store>, root: Key, vault: uuid::Uuid, key_id: String) -> Self {
+        Self { store, root, vault, key_id, tenants: Mutex::default() }
     }
 
     /// The vault's id: random, made with it, and no secret.

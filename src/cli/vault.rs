@@ -9,6 +9,7 @@ use crate::failure::{Code, Failure};
 
 mod backup;
 mod migrate;
+mod recovery;
 mod restore;
 mod rotate;
 mod status;
@@ -19,6 +20,8 @@ pub(super) enum Vault {
     Status(status::Status),
     /// Give the vault a new key, or its tenants new data keys
     RotateKey(rotate::RotateKey),
+    /// Write an encrypted copy of what opens the vault, for the day on which its key is lost; or check one
+    ExportRecovery(recovery::ExportRecovery),
     /// Write a backup to a new file, while obo runs. What is sealed stays sealed
     Backup(backup::Backup),
     /// Put a backup in the vault's place. No other obo may be running
@@ -32,6 +35,7 @@ impl Vault {
         match self {
             Vault::Status(command) => command.run(global).await,
             Vault::RotateKey(command) => command.run(global).await,
+            Vault::ExportRecovery(command) => command.run(global).await,
             Vault::Backup(command) => command.run(global).await,
             Vault::Restore(command) => command.run(global).await,
             Vault::Migrate(command) => command.run(global).await,

@@ -7,7 +7,7 @@
 //! Nothing that is sealed changes: processes that have the root key open go on.
 
 use super::source::Target;
-use super::{CREATE_WAIT, Config, KeyError, Keys, OUTSIDE_KEY, Sealed, SourceName, WRAPS_ROOT_KEY, meta, source};
+use super::{CREATE_WAIT, Config, KeyError, Keys, SourceName, meta, source};
 use crate::store::{Lease, StoreError, Table, Write};
 
 /// What came of a change of the key.
@@ -45,16 +45,10 @@ impl Keys {
 
         let mut next = meta.with_source(to.source, self.outside.cost());
         let key = self.outside.key(to, Target::Next(&next)).await?;
-        next.key_id = meta::id_of(&key);
+        next.wrap(&key, &open.root)?;
         if next.key_id == meta.key_id {
             return Err(KeyError::Unusable("that is the key which the vault has already; name another one".to_owned()));
         }
-        let root = key.derive(&[WRAPS_ROOT_KEY]).seal(OUTSIDE_KEY, &next.context(), open.root.expose())?;
-        next.set_root(&root);
-        // Read back before it is relied on.
-        let sealed = Sealed::parse(&root).ok_or(KeyError::DoesNotOpen)?;
-        key.derive(&[WRAPS_ROOT_KEY]).open(&next.context(), &sealed)?;
-
         let record = crate::store::Record { generation, ..next.record()? };
         match self.store.apply(vec![Write::Replace(record)]).await {
             Ok(()) => {}
@@ -92,7 +86,7 @@ impl Keys {
         Ok(changed.then(|| meta.key_id.clone()))
     }
 
-    async fn only_one(&self) -> Result<Lease, KeyError> {
+    pub(super) async fn only_one(&self) -> Result<Lease, KeyError> {
         self.store.lease(&meta::KEY, CREATE_WAIT).await?.ok_or_else(|| KeyError::Unavailable(BUSY.to_owned()))
     }
 
@@ -103,4 +97,4 @@ impl Keys {
     }
 }
 
-const BUSY: &str = "another obo process is changing this vault's key; wait for it, then try again";
+pub(super) const BUSY: &str = "another obo process is changing this vault's key; wait for it, then try again";

@@ -24,6 +24,9 @@ pub struct History {
     /// Everything was sealed anew with new data keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_keys_changed_at: Option<Timestamp>,
+    /// A recovery copy was exported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery_exported_at: Option<Timestamp>,
 }
 
 impl OpenKeys {

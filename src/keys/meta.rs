@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 use super::sealed::Key;
-use super::{Context, KeyError, SourceName};
+use super::{Context, KeyError, OUTSIDE_KEY, Sealed, SourceName, WRAPS_ROOT_KEY};
 use crate::secret::random;
 use crate::store::{Record, RecordKey, Table};
 
@@ -78,7 +78,12 @@ impl Meta {
 
     /// The facts of the same vault with another key, without that key.
     pub(super) fn with_source(&self, source: SourceName, cost: Cost) -> Self {
-        Self { vault: self.vault, ..Self::new(source, cost) }
+        Self::of(self.vault, source, cost)
+    }
+
+    /// The facts of a vault whose id is known, without its keys.
+    pub(super) fn of(vault: uuid::Uuid, source: SourceName, cost: Cost) -> Self {
+        Self { vault, ..Self::new(source, cost) }
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, KeyError> {
@@ -115,17 +120,24 @@ impl Meta {
         Ok(Record { table: Table::Meta, key: KEY, owner: KEY, generation: 0, expires_at: None, sealed: body })
     }
 
-    /// The sealed root key.
-    pub(super) fn root(&self) -> Result<Vec<u8>, KeyError> {
-        BASE64.decode(&self.root).map_err(|_| KeyError::DoesNotOpen)
+    /// The root key, opened by the key from outside.
+    pub(super) fn unwrap(&self, key: &Key) -> Result<Key, KeyError> {
+        let sealed = BASE64.decode(&self.root).map_err(|_| KeyError::DoesNotOpen)?;
+        let sealed = Sealed::parse(&sealed).ok_or(KeyError::DoesNotOpen)?;
+        let root = key.derive(&[WRAPS_ROOT_KEY]).open(&self.context(), &sealed)?;
+        Key::from_bytes(root.expose()).ok_or(KeyError::DoesNotOpen)
     }
 
-    pub(super) fn set_root(&mut self, sealed: &[u8]) {
+    /// Makes `key` the key from outside, and reads back what it is relied on for.
+    pub(super) fn wrap(&mut self, key: &Key, root: &Key) -> Result<(), KeyError> {
+        self.key_id = id_of(key);
+        let sealed = key.derive(&[WRAPS_ROOT_KEY]).seal(OUTSIDE_KEY, &self.context(), root.expose())?;
         self.root = BASE64.encode(sealed);
+        self.unwrap(key).map(drop)
     }
 
     /// What the root key is sealed for: this vault.
-    pub(super) fn context(&self) -> Context {
+    fn context(&self) -> Context {
         Context::of(Table::Meta).with(b"root key").with(self.vault.as_bytes())
     }
 

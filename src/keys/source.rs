@@ -376,7 +376,9 @@ fn derive(passphrase: &Secret, salt: &[u8], cost: Cost) -> Result<Key, KeyError>
 }
 
 /// Runs what blocks on a thread that nothing waits for at the end of the process.
-async fn on_its_own_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, KeyError> {
+pub(super) async fn on_its_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, KeyError> {
     let (reply, answer) = oneshot::channel();
     let failed = || KeyError::Unavailable("a thread for the vault's key could not be run".to_owned());
     std::thread::Builder::new()

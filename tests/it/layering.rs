@@ -124,6 +124,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("rusqlite::", &["store"]),
     ("keyring::v1", &["os_keyring"]),
     ("keyring_core::", &["os_keyring"]),
+    ("age::", &["keys"]),
     ("jsonwebtoken::", &["identity"]),
     ("oauth2::", &["oauth"]),
 ];

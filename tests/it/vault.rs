@@ -507,6 +507,112 @@ async fn a_restore_that_cannot_be_changes_nothing() {
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap().as_array().unwrap().len(), 1);
 }
 
+/// What the crate age itself reads in a copy.
+fn decrypted(copy: &str, identity: &impl age::Identity) -> Value {
+    serde_json::from_slice(&age::decrypt(identity, copy.as_bytes()).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_recovery_copy_brings_the_vault_back_whatever_became_of_its_key() {
+    let (mut program, provider) = Program::with_provider("").await;
+    assert_eq!(connect(&program, &provider, &["--user", "alice"], "alice").await.code, 0);
+    let old_backup = program.dir.path().join("old.backup");
+    assert_eq!(program.run(&["vault", "backup", old_backup.to_str().unwrap()]).await.code, 0);
+
+    // To a recipient, on stdout.
+    let (alice, other) = (age::x25519::Identity::generate(), age::x25519::Identity::generate());
+    let recipients = [alice.to_public().to_string(), age::x25519::Identity::generate().to_public().to_string()];
+    let export = ["vault", "export-recovery", "--recipient", &recipients[0], "--recipient", &recipients[1]];
+    let printed = program.run(&export).await;
+    assert_eq!(printed.code, 0, "{printed:?}");
+    assert!(printed.stdout.starts_with("-----BEGIN AGE ENCRYPTED FILE-----\n"), "{printed:?}");
+    let inside = decrypted(&printed.stdout, &alice);
+    assert_eq!(inside["obo_recovery"], 1);
+    assert!(age::decrypt(&other, printed.stdout.as_bytes()).is_err());
+    let copy = program.dir.path().join("alice.age");
+    std::fs::write(&copy, &printed.stdout).unwrap();
+
+    // With a passphrase, into a file.
+    let nobody = program.run(&["vault", "export-recovery"]).await;
+    assert_eq!((nobody.code, nobody.stdout.as_str()), (2, ""), "{nobody:?}");
+    program.environment = vec![("OBO_VAULT_RECOVERY_PASSPHRASE", "short".to_owned())];
+    let by_passphrase = program.dir.path().join("passphrase.age");
+    let into_file = ["vault", "export-recovery", "--to", by_passphrase.to_str().unwrap()];
+    assert_eq!(program.run(&into_file).await.code, 2);
+    program.environment = vec![("OBO_VAULT_RECOVERY_PASSPHRASE", "correct horse".to_owned())];
+    let written = program.run(&into_file).await;
+    assert_eq!(written.code, 0, "{written:?}");
+    #[cfg(unix)]
+    assert!(crate::support::program::is_private(&by_passphrase));
+    let text = std::fs::read_to_string(&by_passphrase).unwrap();
+    assert_eq!(decrypted(&text, &age::scrypt::Identity::new("correct horse".to_owned().into())), inside);
+    let again = program.run(&into_file).await;
+    assert_eq!(again.code, 1, "{again:?}");
+    assert!(again.stderr.contains("exists already"), "{again:?}");
+    assert_eq!(std::fs::read_to_string(&by_passphrase).unwrap(), text);
+    let status = self::printed(&program.run(&["vault", "status", "--json"]).await);
+    assert!(status["recovery_exported_at"].is_string(), "{status}");
+
+    // The key is changed, then lost. The copies are as good as before.
+    let changed = program.dir.path().join("changed.key");
+    assert_eq!(program.run(&["vault", "rotate-key", "--to", changed.to_str().unwrap()]).await.code, 0);
+    std::fs::remove_file(&changed).unwrap();
+    std::fs::remove_file(program.dir.path().join("vault.key")).unwrap();
+    let check = ["vault", "export-recovery", "--check"];
+    let checked = program.run(&[&check[..], &[by_passphrase.to_str().unwrap(), "--json"]].concat()).await;
+    assert_eq!(self::printed(&checked), json!({ "opens_this_vault": true, "why_not": null }));
+    let identity = program.dir.path().join("identity");
+    let secret = age::secrecy::ExposeSecret::expose_secret(&alice.to_string()).to_owned();
+    std::fs::write(&identity, format!("# alice\n{secret}\n")).unwrap();
+    let with = ["--identity", identity.to_str().unwrap()];
+    let checked = program.run(&[&check[..], &[copy.to_str().unwrap()], &with].concat()).await;
+    assert_eq!((checked.code, checked.stdout.as_str()), (0, "This recovery copy opens this vault.\n"), "{checked:?}");
+
+    let new = program.dir.path().join("new.key");
+    let recover = ["vault", "rotate-key", "--to", new.to_str().unwrap(), "--recovery"];
+    let recovered = program.run(&[&recover[..], &[copy.to_str().unwrap()], &with].concat()).await;
+    assert_eq!(recovered.code, 0, "{recovered:?}");
+    let toml = std::fs::read_to_string(program.config()).unwrap();
+    std::fs::write(program.config(), toml.replace("\"vault.key\"", "\"new.key\"")).unwrap();
+    let status = self::printed(&program.run(&["vault", "status", "--json", "--verify"]).await);
+    assert_eq!((&status["verified"]["failed"], &status["connections"]["usable"]), (&json!({}), &json!(1)));
+    assert_eq!(program.run(&["audit", "verify"]).await.code, 0);
+    let shown = program.run(&["audit", "show", "--json"]).await.stdout;
+    let phases = |note: &str| shown.lines().filter(|line| line.contains(&format!("\"{note}\""))).count();
+    assert_eq!((phases("vault.recovery_exported"), phases("vault.recovered")), (8, 2), "{shown}");
+
+    // The other copy once more, where even the record of the key is gone.
+    let database = rusqlite::Connection::open(program.data().join("obo.db")).unwrap();
+    database.execute("DELETE FROM records WHERE kind = 1 AND key = zeroblob(32)", []).unwrap();
+    drop(database);
+    let lost = program.run(&["vault", "backup", "x"]).await;
+    assert_ne!(lost.code, 0, "{lost:?}");
+    let recovered = program.run(&[&recover[..], &[by_passphrase.to_str().unwrap()]].concat()).await;
+    assert_eq!(recovered.code, 0, "{recovered:?}");
+    let status = self::printed(&program.run(&["vault", "status", "--json", "--verify"]).await);
+    assert_eq!((&status["verified"]["failed"], &status["connections"]["usable"]), (&json!({}), &json!(1)));
+
+    // What is no copy of this vault, or not opened, changes nothing.
+    let stranger = Program::new("");
+    assert_eq!(stranger.run(&["token", "issue", "--user", "x"]).await.code, 0);
+    let before = self::printed(&stranger.run(&["vault", "status", "--json"]).await)["key_id"].clone();
+    let key = stranger.dir.path().join("another.key");
+    let steal = ["vault", "rotate-key", "--to", key.to_str().unwrap(), "--recovery", copy.to_str().unwrap()];
+    let refused = stranger.run(&[&steal[..], &with].concat()).await;
+    assert_eq!(refused.code, 64, "{refused:?}");
+    assert!(refused.stderr.contains("of another vault"), "{refused:?}");
+    let checked = stranger.run(&[&check[..], &[copy.to_str().unwrap(), "--json"], &with].concat()).await;
+    assert_eq!(checked.code, 1, "{checked:?}");
+    assert!(checked.stdout.contains("\"opens_this_vault\": false"), "{checked:?}");
+    program.environment = vec![("OBO_VAULT_RECOVERY_PASSPHRASE", "another horse".to_owned())];
+    let wrong = program.run(&[&recover[..], &[by_passphrase.to_str().unwrap()]].concat()).await;
+    assert_eq!(wrong.code, 1, "{wrong:?}");
+    assert!(wrong.stderr.contains("not the passphrase"), "{wrong:?}");
+    assert_eq!(self::printed(&stranger.run(&["vault", "status", "--json"]).await)["key_id"], before);
+    assert!(!key.exists(), "no key is made for what cannot be");
+    assert_eq!(self::printed(&program.run(&["vault", "status", "--json"]).await)["key_opens"], json!(true));
+}
+
 /// docs/vault.md: its commands work in the order in which they stand there.
 #[tokio::test]
 async fn the_guide_for_operators_is_true() {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::recorded;
+use super::{recorded, recovery};
 use crate::app::{App, Way};
 use crate::cli::{Exit, Global, output};
 use crate::keys::{Changed, Config, SourceName};
@@ -32,18 +32,41 @@ pub(in crate::cli) struct RotateKey {
     /// Change the tenants' data keys in place of the vault's key, and seal everything anew
     #[arg(long, conflicts_with = "to_where")]
     data_keys: bool,
+    /// The vault's key is lost: open the vault with this copy, which `obo vault export-recovery` wrote
+    #[arg(long, value_name = "FILE", conflicts_with = "data_keys")]
+    recovery: Option<PathBuf>,
+    /// The file of the age identity that opens the copy; else its passphrase is asked for, or read from
+    /// OBO_VAULT_RECOVERY_PASSPHRASE
+    #[arg(long, value_name = "FILE", requires = "recovery")]
+    identity: Option<PathBuf>,
 }
 
 impl RotateKey {
     pub(in crate::cli) async fn run(self, global: &Global) -> Result<(), Exit> {
-        let config = global.config()?;
+        let mut config = if self.recovery.is_some() { global.config_without_key()? } else { global.config()? };
         if self.data_keys {
             return data_keys(&global.unlock(config, Way::Command).await?).await;
         }
         let to = self.target(&config.vault.key)?;
         let now = config.vault.key.clone();
+        let recovery = match &self.recovery {
+            Some(file) => Some(recovery::open(file, self.identity.as_deref()).await?),
+            None => None,
+        };
+        if recovery.is_some() {
+            config.vault.key = to.clone();
+        }
         let app = global.open(config, Way::Command)?;
-        let changed = if app.keys.is_changed_to(&to).await? {
+        let changed = if let Some(copy) = recovery {
+            // Nothing can be recorded before: the record would have to be sealed.
+            let changed = app.keys.recover_to(&copy, &to).await?;
+            recorded(&app, "vault.recovered", async {
+                let (keys, at) = (app.keys.open().await?, app.clock.now());
+                Ok(keys.note(|history| history.key_changed_at = Some(at)).await?)
+            })
+            .await?;
+            changed
+        } else if app.keys.is_changed_to(&to).await? {
             // The key that obo.toml names opens nothing any more, so that nothing can be recorded; the try that changed
             // it has recorded what it was about to do.
             app.keys.change_to(&to).await?
@@ -105,7 +128,7 @@ fn say(changed: &Changed, now: &Config, to: &Config) -> Result<(), Exit> {
         }
         eprintln!();
     }
-    eprintln!("Backups made until now open with the old key only: make a new one.");
+    eprintln!("Backups made until now open with the old key only, or with a recovery copy: make a new one.");
     if let Some(left) = &changed.left {
         eprintln!("The old key could not be removed from the OS keyring ({left}); it opens the vault no longer.");
     }

@@ -131,6 +131,7 @@ impl Found {
             if let Some(at) = inside.history.restored_at {
                 line("restored", time(Some(at)))?;
             }
+            line("recovery copy", time(inside.history.recovery_exported_at))?;
             if let Some(verified) = &inside.verified {
                 line("opened", format!("{} records", verified.opened))?;
                 for (what, count) in &verified.failed {
@@ -185,6 +186,7 @@ impl Found {
             "data_keys_changed_at": time(inside.and_then(|inside| inside.history.data_keys_changed_at)),
             "backed_up_at": time(inside.and_then(|inside| inside.history.backed_up_at)),
             "restored_at": time(inside.and_then(|inside| inside.history.restored_at)),
+            "recovery_exported_at": time(inside.and_then(|inside| inside.history.recovery_exported_at)),
             "verified": inside.and_then(|inside| inside.verified.as_ref()).map(|verified| json!({
                 "opened": verified.opened,
                 "failed": verified.failed,

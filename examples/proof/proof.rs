@@ -23,8 +23,7 @@ use crate::evil_provider::{self, Death, EvilProvider, Point, Rotation};
 
 type Problem = Box<dyn std::error::Error + Send + Sync>;
 
-const USAGE: &str =
-    "usage: proof (--grace | --strict --sigterm | --strict --kill) [--kills N] [--processes N] [--people N]";
+const USAGE: &str = "usage: proof (--grace | --strict --sigterm | --strict --kill) [--kills N] [--processes N] [--people N] [--postgres URL]";
 
 /// How long the provider accepts a replaced token, with `--grace`.
 const GRACE: Duration = Duration::from_secs(30);
@@ -38,27 +37,33 @@ const AMBUSH: Duration = Duration::from_secs(10);
 /// Callers of one process.
 const CALLERS: usize = 2;
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Plan {
     rotation: Rotation,
     sigterm: bool,
     kills: u64,
     processes: usize,
     people: usize,
+    /// An empty database: the processes are replicas, each with a folder of its own, and their connections are cut.
+    postgres: Option<String>,
 }
 
 impl Plan {
     /// Whether somebody must lose: nobody can keep what a provider says only to a process that is being killed, and never
     /// again.
-    fn may_lose(self) -> bool {
+    fn may_lose(&self) -> bool {
         self.rotation == Rotation::Strict && !self.sigterm
     }
 
     fn from_arguments() -> Result<Self, String> {
         let mut arguments = std::env::args().skip(1);
         let (mut rotation, mut sigterm) = (None, None);
-        let (mut kills, mut processes, mut people) = (40, 8, 24);
+        let (mut kills, mut processes, mut people, mut postgres) = (40, 8, 24, None);
         while let Some(argument) = arguments.next() {
+            if argument == "--postgres" {
+                postgres = Some(arguments.next().ok_or(USAGE)?);
+                continue;
+            }
             let mut number = || arguments.next().and_then(|n| n.parse::<u64>().ok()).filter(|n| *n > 0).ok_or(USAGE);
             match argument.as_str() {
                 "--grace" => (rotation, sigterm) = (Some(Rotation::Graced(GRACE.as_millis() as i64)), Some(false)),
@@ -72,7 +77,7 @@ impl Plan {
             }
         }
         let (Some(rotation), Some(sigterm)) = (rotation, sigterm) else { return Err(USAGE.to_owned()) };
-        Ok(Self { rotation, sigterm, kills, processes, people })
+        Ok(Self { rotation, sigterm, kills, processes, people, postgres })
     }
 }
 
@@ -97,7 +102,7 @@ pub(crate) fn main() -> ExitCode {
 
 async fn run(plan: Plan) -> Result<bool, Problem> {
     let began = Instant::now();
-    let scene = Scene::set(plan).await?;
+    let scene = Scene::set(plan.clone()).await?;
     let finished = CancellationToken::new();
     let callers: Vec<_> = (0..plan.processes)
         .flat_map(|slot| (0..CALLERS).map(move |caller| (slot, caller)))
@@ -106,6 +111,7 @@ async fn run(plan: Plan) -> Result<bool, Problem> {
     let keepers: Vec<_> =
         (0..plan.processes).map(|slot| tokio::spawn(Arc::clone(&scene).keep(slot, finished.clone()))).collect();
     let told = tokio::spawn(Arc::clone(&scene).tell(finished.clone()));
+    let cut = tokio::spawn(Arc::clone(&scene).cut(finished.clone()));
 
     // The keepers end when all kills are done, each with a process that runs.
     let mut children = Vec::new();
@@ -117,6 +123,7 @@ async fn run(plan: Plan) -> Result<bool, Problem> {
         caller.await?;
     }
     told.await?;
+    cut.await??;
     // Every token has ended now, so that each connection must be refreshed once more.
     sleep(Duration::from_millis(1500)).await;
     let mut broken = 0;
@@ -146,6 +153,7 @@ struct Counts {
     at_the_answer: AtomicU64,
     elsewhere: AtomicU64,
     unclean: AtomicU64,
+    cut: AtomicU64,
 }
 
 struct Scene {
@@ -188,11 +196,11 @@ impl Scene {
             // Bound again by a process of this proof a moment later.
             let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
             ports.push(port);
-            std::fs::write(folder.path().join(format!("{slot}.toml")), config(slot, port, provider.origin()))?;
+            std::fs::write(folder.path().join(format!("{slot}.toml")), config(&plan, slot, port, provider.origin()))?;
         }
         let settings = Settings {
             config: Config::parse(
-                &config(0, ports[0], provider.origin()),
+                &config(&plan, 0, ports[0], provider.origin()),
                 "obo.toml",
                 folder.path(),
                 &Environment::default(),
@@ -230,7 +238,7 @@ impl Scene {
             counts: Counts::default(),
             windows: Mutex::default(),
         });
-        for person in 0..plan.people {
+        for person in 0..scene.people.len() {
             scene.consent(person).await?;
         }
         Ok(scene)
@@ -373,7 +381,10 @@ impl Scene {
             .arg("--config")
             .arg(self.path(&format!("{slot}.toml")))
             .arg("--data-dir")
-            .arg(self.path("data"))
+            .arg(self.path(&match self.plan.postgres {
+                Some(_) => format!("data-{slot}"),
+                None => "data".to_owned(),
+            }))
             .arg("serve")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -420,6 +431,21 @@ impl Scene {
             return is_answered(&result) && value["account"] == self.people[person].user.as_str();
         }
         false
+    }
+
+    /// Cuts connections to the database, a few at a time.
+    async fn cut(self: Arc<Self>, finished: CancellationToken) -> Result<(), Problem> {
+        let Some(url) = &self.plan.postgres else { return Ok(()) };
+        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        let cut = "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity
+                   WHERE usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()
+                     AND application_name = 'obo' ORDER BY random() LIMIT 3) AS these";
+        while timeout(Duration::from_millis(100), finished.cancelled()).await.is_err() {
+            let row = client.query_typed_one(cut, &[]).await?;
+            self.counts.cut.fetch_add(row.get::<_, i64>(0).unsigned_abs(), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Says how far it is, for long runs.
@@ -469,6 +495,9 @@ impl Scene {
         println!("  inside an exchange: {}", count(&self.counts.in_exchange));
         println!("  while its answer was on the way: {}", count(&self.counts.at_the_answer));
         println!("  with no exchange within {AMBUSH:?}: {}", count(&self.counts.elsewhere));
+        if self.plan.postgres.is_some() {
+            println!("connections to the database cut: {}", count(&self.counts.cut));
+        }
         println!("calls answered: {}", count(&self.counts.calls) - count(&self.counts.failed_calls));
         println!("calls that failed: {}", count(&self.counts.failed_calls));
         println!("refreshes: {}", families.refreshes);
@@ -514,9 +543,13 @@ fn client(slot: usize) -> String {
     format!("process-{slot}")
 }
 
-fn config(slot: usize, port: u16, origin: &str) -> String {
+fn config(plan: &Plan, slot: usize, port: u16, origin: &str) -> String {
+    let vault = match &plan.postgres {
+        Some(url) => format!("[vault]\nstore = \"postgres\"\nurl = {url:?}\n"),
+        None => String::new(),
+    };
     format!(
-        "[server]\nlisten = \"127.0.0.1:{port}\"\ncalls_per_minute = 0\nconsent_wait = \"0s\"\n\
+        "[server]\nlisten = \"127.0.0.1:{port}\"\ncalls_per_minute = 0\nconsent_wait = \"0s\"\n{vault}\
          [vault.key]\nsource = \"file\"\npath = \"vault.key\"\n\
          [providers.evil]\nclient_id = \"proof\"\nclient_secret = \"{}\"\norigin = \"{origin}\"\n\
          [tools]\ndirs = [\"tools\"]\nenable = [\"Evil.*\"]\n",

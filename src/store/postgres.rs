@@ -36,6 +36,10 @@ pub use snapshot::Snapshot;
 /// Rows removed in one transaction by [`Store::prune`], so that it never holds up other writers for long.
 const PRUNE_ROWS: i64 = 1_000;
 
+/// How often it is tried to open a database whose connections are cut, and how long between.
+const OPENING_TRIES: u32 = 4;
+const OPENING_PAUSE: Duration = Duration::from_millis(250);
+
 /// Held by whoever appends to the log until it has committed, so that positions become visible in their order: a reader
 /// that goes on after the last position it saw misses none. "obo" and "log" in ASCII.
 const APPENDING: &str = "SELECT pg_advisory_xact_lock(7299695, 7106407)";
@@ -83,8 +87,7 @@ impl PostgresStore {
         Self::open_with(url, lease::SPAN)
     }
 
-    /// As [`PostgresStore::open`], with another time after which a process that says nothing counts as dead. A lease must
-    /// be longer than an exchange with a provider, so this is for tests.
+    /// As [`PostgresStore::open`], with another time after which a process that says nothing counts as dead: for tests.
     ///
     /// # Errors
     /// As [`PostgresStore::open`].
@@ -189,11 +192,14 @@ impl PostgresStore {
         let known = link.block_on({
             let (link, leases) = (Arc::clone(&link), Arc::clone(&leases));
             async move {
-                // Announced before the state is read: whoever changes it looks for others after that.
-                let client = link.connection().await?;
-                schema::prepare(&client).await?;
-                leases.present().await?;
-                schema::prepare(&client).await
+                let mut tried = 1;
+                loop {
+                    match announce(&link, &leases).await {
+                        Err(StoreError::Unavailable(_)) if tried < OPENING_TRIES => tried += 1,
+                        done => return done,
+                    }
+                    tokio::time::sleep(OPENING_PAUSE).await;
+                }
             }
         })??;
         if !states.iter().any(|state| state.as_str() == known.state) {
@@ -265,6 +271,14 @@ impl PostgresStore {
         let from = i64::try_from(from).unwrap_or(i64::MAX);
         snapshot::entries(&self.read(sql, vec![Value::Long(from), rows_at_most(limit)]).await?)
     }
+}
+
+/// Makes the tables where there are none, and says that this process is there: before the state is read, because whoever
+/// changes it looks for others after that.
+async fn announce(link: &Link, leases: &Leases) -> Result<schema::Known, StoreError> {
+    schema::prepare(&link.connection().await?).await?;
+    leases.present().await?;
+    schema::prepare(&link.connection().await?).await
 }
 
 impl Drop for Shared {

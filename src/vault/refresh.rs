@@ -66,8 +66,9 @@ pub(super) struct Cooling {
     failure: Failure,
 }
 
-/// How long an exchange with a provider takes at most; a lease must last for one.
-const EXCHANGE: Duration = Duration::from_secs(20);
+/// How long it takes at most until a request has reached the provider; a lease must last for that. From then on whoever
+/// holds it renews it.
+const SENDING: Duration = Duration::from_secs(6);
 
 /// How long after it began a refresh that had no answer is still tried again.
 const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(5);
@@ -292,7 +293,7 @@ impl Safe {
         token: &Secret,
         since: Timestamp,
     ) -> Result<Result<TokenAnswer, OauthError>, TokenError> {
-        if !lease.lasts(EXCHANGE) {
+        if !lease.lasts(SENDING) {
             return Err(TokenError::Failed(lease_lost()));
         }
         let began = tokio::time::Instant::now();
@@ -303,7 +304,7 @@ impl Safe {
             // Its answer would be the same. And whoever hangs once will hang again, while others wait for the lease.
             let pointless = answer.as_ref().is_err_and(nothing_was_done) || began.elapsed() > ASK_AGAIN_WITHIN;
             if pointless
-                || !lease.lasts(EXCHANGE + pause)
+                || !lease.lasts(SENDING + pause)
                 || !terms.may_ask_again(remaining(since, self.clock.now()).saturating_add(pause))
             {
                 break;

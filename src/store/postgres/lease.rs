@@ -14,8 +14,10 @@ use uuid::Uuid;
 use super::link::{Link, Open, Value};
 use crate::store::{Lease, RecordKey, StoreError};
 
-/// How long a holder is believed after its last sign of life. Longer than any exchange with a provider.
-pub(super) const SPAN: Duration = Duration::from_secs(45);
+/// How long a holder is believed after its last sign of life. Shorter than the half minute for which common providers take
+/// a replaced token: a refresh that a crash interrupted must be taken up by then. A holder that lives renews it, however
+/// long its exchange takes.
+pub(super) const SPAN: Duration = Duration::from_secs(10);
 
 /// How often what is held is renewed, within a span.
 const RENEWALS: u32 = 4;

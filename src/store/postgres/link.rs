@@ -37,6 +37,12 @@ const ENDING: Duration = Duration::from_secs(5);
 /// What the server itself gives up, in milliseconds.
 const LIMITS: &str = "SET LOCAL statement_timeout = 5000; SET LOCAL lock_timeout = 2000";
 
+/// How often it is asked again whether a transaction has ended.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Names the transaction, so that its outcome can be asked for.
+const TRANSACTION: &str = "SELECT pg_current_xact_id()::text";
+
 /// A parameter of a statement.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
@@ -200,26 +206,39 @@ impl Link {
         })
     }
 
-    /// One statement by itself, on a table without row security. Gives the number of rows that changed.
+    /// One statement by itself, on a table without row security: one that may be made twice, because a connection may be
+    /// cut before the answer. Gives the number of rows that changed.
     pub(super) async fn execute(self: &Arc<Self>, sql: &'static str, values: Vec<Value>) -> Result<u64, StoreError> {
         let link = Arc::clone(self);
         self.limited(async move {
-            let client = link.connection().await?;
-            let parameters: Vec<_> = values.iter().map(Value::parameter).collect();
-            let changed = client.execute_typed(sql, &parameters).await;
-            kept(client, changed).map_err(|error| failed("write to", &error))
+            for tried in 1.. {
+                let client = link.connection().await?;
+                let parameters: Vec<_> = values.iter().map(Value::parameter).collect();
+                let changed = client.execute_typed(sql, &parameters).await;
+                match kept(client, changed) {
+                    Err(error) if tried < TRIES && is_cut(&error) => {}
+                    done => return done.map_err(|error| failed("write to", &error)),
+                }
+            }
+            Err(given_up())
         })
         .await
     }
 
-    /// One query by itself, on a table without row security.
+    /// One query by itself, likewise.
     pub(super) async fn query(self: &Arc<Self>, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>, StoreError> {
         let link = Arc::clone(self);
         self.limited(async move {
-            let client = link.connection().await?;
-            let parameters: Vec<_> = values.iter().map(Value::parameter).collect();
-            let rows = client.query_typed(sql, &parameters).await;
-            kept(client, rows).map_err(|error| failed("read from", &error))
+            for tried in 1.. {
+                let client = link.connection().await?;
+                let parameters: Vec<_> = values.iter().map(Value::parameter).collect();
+                let rows = client.query_typed(sql, &parameters).await;
+                match kept(client, rows) {
+                    Err(error) if tried < TRIES && is_cut(&error) => {}
+                    done => return done.map_err(|error| failed("read from", &error)),
+                }
+            }
+            Err(given_up())
         })
         .await
     }
@@ -251,7 +270,7 @@ impl Link {
                     Err(error) => return Err(failed("read from", &error)),
                 }
             }
-            Err(StoreError::Unavailable("the store did not get to it; try again".to_owned()))
+            Err(given_up())
         })
         .await
     }
@@ -268,10 +287,15 @@ impl Link {
                     if unsynced { "; SET LOCAL synchronous_commit = on" } else { "" }
                 );
                 let error = match change(&client, &begin, &statements).await {
-                    Ok(()) => {
+                    Ok(transaction) => {
                         let committed = client.batch_execute("COMMIT").await;
-                        // If it failed, nobody knows whether it happened.
-                        return kept(client, committed).map_err(|error| failed("write to", &error));
+                        let Err(error) = kept(client, committed) else { return Ok(()) };
+                        // Whether it happened is not known from here, but the server knows.
+                        match link.outcome_of(&transaction).await? {
+                            Some(true) => return Ok(()),
+                            Some(false) if tried < TRIES => continue,
+                            _ => return Err(failed("write to", &error)),
+                        }
                     }
                     Err(Undone::Conflict) => return Err(StoreError::Conflict),
                     Err(Undone::Failed(error)) => error,
@@ -283,9 +307,27 @@ impl Link {
                     return Err(failed("write to", &error));
                 }
             }
-            Err(StoreError::Unavailable("the store did not get to it; try again".to_owned()))
+            Err(given_up())
         })
         .await
+    }
+
+    /// Whether a transaction was committed whose answer was lost. None: the server has forgotten it.
+    async fn outcome_of(self: &Arc<Self>, transaction: &str) -> Result<Option<bool>, StoreError> {
+        for tried in 1.. {
+            let client = self.connection().await?;
+            let asked = [Value::Text(transaction.to_owned())];
+            let parameters: Vec<_> = asked.iter().map(Value::parameter).collect();
+            let row = client.query_typed_one("SELECT pg_xact_status($1::xid8)", &parameters).await;
+            match kept(client, row).map(|row| row.get::<_, Option<String>>(0)) {
+                // Its process has not noticed yet that nobody is there any more.
+                Ok(Some(state)) if state == "in progress" => tokio::time::sleep(POLL).await,
+                Ok(state) => return Ok(state.map(|state| state == "committed")),
+                Err(error) if tried < TRIES && is_cut(&error) => {}
+                Err(error) => return Err(failed("read from", &error)),
+            }
+        }
+        Err(given_up())
     }
 
     /// Removes some rows, and says how many: a query that writes.
@@ -341,8 +383,9 @@ impl Drop for Open {
     }
 }
 
-/// Begins, and makes the statements; undoes them where one does not change what it should.
-async fn change(client: &Object, begin: &str, statements: &[Statement]) -> Result<(), Undone> {
+/// Begins, and makes the statements; undoes them where one does not change what it should. Names the transaction, which is
+/// to be committed.
+async fn change(client: &Object, begin: &str, statements: &[Statement]) -> Result<String, Undone> {
     let parameters: Vec<Vec<_>> =
         statements.iter().map(|statement| statement.values.iter().map(Value::parameter).collect()).collect();
     let made = join_all(
@@ -352,7 +395,8 @@ async fn change(client: &Object, begin: &str, statements: &[Statement]) -> Resul
             .map(|(statement, parameters)| async move { client.execute_typed(statement.sql, parameters).await }),
     );
     // Sent together, in this order.
-    let (begun, made) = futures::join!(client.batch_execute(begin), made);
+    let (begun, made, name) =
+        futures::join!(client.batch_execute(begin), made, client.query_typed_one(TRANSACTION, &[]));
     begun.map_err(Undone::Failed)?;
     let mut conflict = false;
     for (statement, made) in statements.iter().zip(made) {
@@ -368,7 +412,11 @@ async fn change(client: &Object, begin: &str, statements: &[Statement]) -> Resul
         client.batch_execute("ROLLBACK").await.map_err(Undone::Failed)?;
         return Err(Undone::Conflict);
     }
-    Ok(())
+    name.map(|row| row.get(0)).map_err(Undone::Failed)
+}
+
+fn given_up() -> StoreError {
+    StoreError::Unavailable("the connection to the database is cut again and again; try again".to_owned())
 }
 
 /// Gives the connection back to the pool, unless it is of no use any more.

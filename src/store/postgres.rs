@@ -276,9 +276,12 @@ impl PostgresStore {
 /// Makes the tables where there are none, and says that this process is there: before the state is read, because whoever
 /// changes it looks for others after that.
 async fn announce(link: &Link, leases: &Leases) -> Result<schema::Known, StoreError> {
-    schema::prepare(&link.connection().await?).await?;
+    let client = link.connection().await?;
+    schema::prepare(&client).await?;
     leases.present().await?;
-    schema::prepare(&link.connection().await?).await
+    let known = schema::prepare(&client).await?;
+    client.give_back();
+    Ok(known)
 }
 
 impl Drop for Shared {
@@ -498,7 +501,8 @@ fn statements(writes: Vec<Write>, tenant: Option<RecordKey>) -> Result<Vec<State
         statements.push(Statement {
             sql: "INSERT INTO obo.log (writer, seq, body)
                   SELECT writer, seq, body
-                  FROM unnest($1, $2, $3) WITH ORDINALITY AS new (writer, seq, body, place) ORDER BY place
+                  FROM unnest($1, $2, $3) WITH ORDINALITY AS new (writer, seq, body, place)
+                  WHERE current_setting('obo.scope', true) <> '' ORDER BY place
                   ON CONFLICT (writer, seq) DO NOTHING",
             values: vec![Value::Texts(writers), Value::Longs(seqs), Value::Texts(bodies)],
             changes: Some(wanted),

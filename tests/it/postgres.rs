@@ -170,6 +170,52 @@ async fn connections_that_are_cut_cost_nothing_that_was_acknowledged() {
     }
 }
 
+/// The connection goes back to nobody with what was begun on it, which the next commit would make true.
+#[tokio::test]
+async fn what_was_given_up_never_happens_later() {
+    let Some(database) = database("given up") else { return };
+    let store = open(&database);
+    // Each statement is quick enough for the server, and all of them are too slow for the deadline.
+    sql(
+        &database,
+        "CREATE FUNCTION obo.slow() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN PERFORM pg_sleep(4); RETURN NEW; END $$;
+         CREATE TRIGGER slow BEFORE INSERT ON obo.record FOR EACH ROW EXECUTE FUNCTION obo.slow()",
+    );
+    let writes = (1..=5).map(|key| Write::Insert(record(key, b"given up"))).collect();
+    let given_up = store.apply(writes).await.unwrap_err();
+    assert!(given_up.to_string().contains("does not answer"), "{given_up}");
+    let busy = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'obo' AND datname = '{}' AND state <> 'idle'",
+        database.name
+    );
+    // This one would be queued behind it on the same connection, and commit it.
+    store.log(0, 1).await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while sql(&database, &busy).trim() != "0" {
+        assert!(tokio::time::Instant::now() < deadline, "a transaction stays open");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(store.scan(Table::Grant, None, 10).await.unwrap().is_empty());
+}
+
+/// A process that was stopped in the middle of a transaction does not hold up the others.
+#[tokio::test]
+async fn who_is_stopped_in_a_transaction_loses_it() {
+    let Some(database) = database("stopped") else { return };
+    let store = open(&database);
+    // As the settings stand within a transaction of obo's.
+    sql(
+        &database,
+        "CREATE TABLE obo.seen (what text); GRANT ALL ON obo.seen TO obo;
+         CREATE FUNCTION obo.note() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN INSERT INTO obo.seen VALUES (current_setting('idle_in_transaction_session_timeout')); RETURN NEW; END $$;
+         CREATE TRIGGER note BEFORE INSERT ON obo.record FOR EACH ROW EXECUTE FUNCTION obo.note()",
+    );
+    store.apply(vec![Write::Insert(record(1, b"x"))]).await.unwrap();
+    assert_eq!(sql(&database, "SELECT what FROM obo.seen").trim(), "5s");
+}
+
 #[tokio::test]
 async fn a_holder_that_says_nothing_loses_its_lease_and_can_know() {
     let Some(database) = database("silent") else { return };

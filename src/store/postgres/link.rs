@@ -5,11 +5,12 @@
 //! setting), because a pooler may give the next one to another connection.
 
 use std::future::Future;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use futures::future::join_all;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -34,14 +35,21 @@ const TRIES: u32 = 4;
 /// How long dropping the store waits for what was handed over.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// What the server itself gives up, in milliseconds.
-const LIMITS: &str = "SET LOCAL statement_timeout = 5000; SET LOCAL lock_timeout = 2000";
+/// What the server itself gives up, in milliseconds. The last one is for a process that was stopped before it could end
+/// its transaction: others wait for what it has locked.
+const LIMITS: &str = "SET LOCAL statement_timeout = 5000; SET LOCAL lock_timeout = 2000; \
+                      SET LOCAL idle_in_transaction_session_timeout = 5000";
 
 /// How often it is asked again whether a transaction has ended.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Names the transaction, so that its outcome can be asked for.
-const TRANSACTION: &str = "SELECT pg_current_xact_id()::text";
+/// Names the transaction, so that its outcome can be asked for, and the run of the server that it is of: another server,
+/// or the same after a failover, may give its number to another one.
+const TRANSACTION: &str = "SELECT pg_current_xact_id()::text, extract(epoch FROM pg_postmaster_start_time())::text";
+
+/// How a transaction ended; null: the server has forgotten it, or is another one.
+const OUTCOME: &str = "SELECT CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $2 \
+                       THEN pg_xact_status($1::xid8) END";
 
 /// A parameter of a statement.
 #[derive(Debug, Clone)]
@@ -98,6 +106,13 @@ pub(super) struct Statement {
     pub(super) changes: Option<u64>,
 }
 
+/// A transaction that is about to be committed.
+struct Transaction {
+    number: String,
+    /// When the server was started.
+    server: String,
+}
+
 /// Why a transaction was not made.
 #[derive(Debug)]
 pub(super) enum Undone {
@@ -105,6 +120,34 @@ pub(super) enum Undone {
     Conflict,
     /// The server or the way to it failed.
     Failed(tokio_postgres::Error),
+}
+
+/// A connection that is lent. It goes back into the pool when its work is over; dropped before, it is closed, and so what
+/// was begun on it is undone. Otherwise the next transaction would commit what was given up.
+pub(super) struct Lent(Option<Object>);
+
+impl Lent {
+    /// Nothing is under way on it any more.
+    pub(super) fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Deref for Lent {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        // PROOF: only what consumes it takes the connection out.
+        self.0.as_ref().expect("a connection that is lent")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            drop(Object::take(client));
+        }
+    }
 }
 
 /// The server, and the thread on which it is talked to.
@@ -199,11 +242,17 @@ impl Link {
     }
 
     /// A connection.
-    pub(super) async fn connection(&self) -> Result<Object, StoreError> {
-        self.pool.get().await.map_err(|error| match error {
-            deadpool_postgres::PoolError::Backend(error) => failed("reach", &error),
-            other => StoreError::Unavailable(format!("cannot reach the database: {other}")),
-        })
+    pub(super) async fn connection(&self) -> Result<Lent, StoreError> {
+        for tried in 1.. {
+            match self.pool.get().await {
+                Ok(client) => return Ok(Lent(Some(client))),
+                // A new one can be cut as well, before it is of any use.
+                Err(PoolError::Backend(error)) if tried < TRIES && is_cut(&error) => tokio::time::sleep(POLL).await,
+                Err(PoolError::Backend(error)) => return Err(failed("reach", &error)),
+                Err(other) => return Err(StoreError::Unavailable(format!("cannot reach the database: {other}"))),
+            }
+        }
+        Err(given_up())
     }
 
     /// One statement by itself, on a table without row security: one that may be made twice, because a connection may be
@@ -297,12 +346,14 @@ impl Link {
                             _ => return Err(failed("write to", &error)),
                         }
                     }
-                    Err(Undone::Conflict) => return Err(StoreError::Conflict),
+                    Err(Undone::Conflict) => {
+                        client.give_back();
+                        return Err(StoreError::Conflict);
+                    }
+                    // The commit was not sent, and the connection is closed, so nothing has happened.
                     Err(Undone::Failed(error)) => error,
                 };
-                // The commit was not sent, so nothing has happened.
                 let again = tried < TRIES && (is_passing(&error) || is_cut(&error));
-                let Err(error) = kept::<()>(client, Err(error)) else { continue };
                 if !again {
                     return Err(failed("write to", &error));
                 }
@@ -313,12 +364,12 @@ impl Link {
     }
 
     /// Whether a transaction was committed whose answer was lost. None: the server has forgotten it.
-    async fn outcome_of(self: &Arc<Self>, transaction: &str) -> Result<Option<bool>, StoreError> {
+    async fn outcome_of(self: &Arc<Self>, transaction: &Transaction) -> Result<Option<bool>, StoreError> {
         for tried in 1.. {
             let client = self.connection().await?;
-            let asked = [Value::Text(transaction.to_owned())];
+            let asked = [Value::Text(transaction.number.clone()), Value::Text(transaction.server.clone())];
             let parameters: Vec<_> = asked.iter().map(Value::parameter).collect();
-            let row = client.query_typed_one("SELECT pg_xact_status($1::xid8)", &parameters).await;
+            let row = client.query_typed_one(OUTCOME, &parameters).await;
             match kept(client, row).map(|row| row.get::<_, Option<String>>(0)) {
                 // Its process has not noticed yet that nobody is there any more.
                 Ok(Some(state)) if state == "in progress" => tokio::time::sleep(POLL).await,
@@ -385,7 +436,7 @@ impl Drop for Open {
 
 /// Begins, and makes the statements; undoes them where one does not change what it should. Names the transaction, which is
 /// to be committed.
-async fn change(client: &Object, begin: &str, statements: &[Statement]) -> Result<String, Undone> {
+async fn change(client: &Object, begin: &str, statements: &[Statement]) -> Result<Transaction, Undone> {
     let parameters: Vec<Vec<_>> =
         statements.iter().map(|statement| statement.values.iter().map(Value::parameter).collect()).collect();
     let made = join_all(
@@ -402,29 +453,24 @@ async fn change(client: &Object, begin: &str, statements: &[Statement]) -> Resul
     for (statement, made) in statements.iter().zip(made) {
         match made {
             Ok(changed) => conflict |= statement.changes.is_some_and(|wanted| wanted != changed),
-            Err(error) => {
-                let _ = client.batch_execute("ROLLBACK").await;
-                return Err(Undone::Failed(error));
-            }
+            Err(error) => return Err(Undone::Failed(error)),
         }
     }
     if conflict {
         client.batch_execute("ROLLBACK").await.map_err(Undone::Failed)?;
         return Err(Undone::Conflict);
     }
-    name.map(|row| row.get(0)).map_err(Undone::Failed)
+    name.map(|row| Transaction { number: row.get(0), server: row.get(1) }).map_err(Undone::Failed)
 }
 
 fn given_up() -> StoreError {
     StoreError::Unavailable("the connection to the database is cut again and again; try again".to_owned())
 }
 
-/// Gives the connection back to the pool, unless it is of no use any more.
-fn kept<T>(client: Object, result: Result<T, tokio_postgres::Error>) -> Result<T, tokio_postgres::Error> {
-    if let Err(error) = &result
-        && error.code().is_none()
-    {
-        drop(Object::take(client));
+/// Gives the connection back to the pool, unless it may be in the middle of something.
+fn kept<T>(client: Lent, result: Result<T, tokio_postgres::Error>) -> Result<T, tokio_postgres::Error> {
+    if result.is_ok() {
+        client.give_back();
     }
     result
 }

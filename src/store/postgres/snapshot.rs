@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::Object;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 use tokio_postgres::Row;
 
-use super::link::{Value, failed};
+use super::link::{Lent, Value, failed};
 use super::{Shared, hash, kind, number, record, rows_at_most, text};
 use crate::store::{Lease, LogEntry, Record, RecordKey, Store, StoreError, Table, Write};
 
@@ -16,7 +15,7 @@ use crate::store::{Lease, LogEntry, Record, RecordKey, Store, StoreError, Table,
 /// as it is there.
 pub struct Snapshot {
     shared: Arc<Shared>,
-    client: Arc<Mutex<Option<Object>>>,
+    client: Arc<Mutex<Option<Lent>>>,
 }
 
 impl Snapshot {
@@ -51,7 +50,7 @@ impl Drop for Snapshot {
         self.shared.link.spawn(async move {
             // Not given back: it is in the middle of a transaction.
             if let Some(client) = client.lock().await.take() {
-                drop(Object::take(client));
+                drop(client);
             }
         });
     }

@@ -189,8 +189,9 @@ async fn what_was_given_up_never_happens_later() {
         "SELECT count(*) FROM pg_stat_activity WHERE usename = 'obo' AND datname = '{}' AND state <> 'idle'",
         database.name
     );
-    // This one would be queued behind it on the same connection, and commit it.
-    store.log(0, 1).await.unwrap();
+    // At once, so that every connection of the pool is used: on the same one, its commit would be that of both.
+    let reads = (0..8).map(|_| store.log(0, 1));
+    futures::future::try_join_all(reads).await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while sql(&database, &busy).trim() != "0" {
         assert!(tokio::time::Instant::now() < deadline, "a transaction stays open");

@@ -136,8 +136,8 @@ impl Lent {
 impl Deref for Lent {
     type Target = Object;
 
+    #[expect(clippy::expect_used, reason = "only what consumes it takes the connection out")]
     fn deref(&self) -> &Object {
-        // PROOF: only what consumes it takes the connection out.
         self.0.as_ref().expect("a connection that is lent")
     }
 }

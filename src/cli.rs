@@ -1,7 +1,7 @@
 //! The command line. stdout belongs to a command's result; everything else goes to stderr.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -72,9 +72,9 @@ struct Global {
         help_heading = GLOBAL
     )]
     log: LogFormat,
-    /// The stores that were opened, to be closed when the command has ended: tasks that nobody ends may hold them still.
+    /// What is to be closed when the command has ended.
     #[arg(skip)]
-    stores: Arc<Mutex<Vec<Weak<dyn Store>>>>,
+    stores: Arc<Mutex<Vec<Arc<dyn Store>>>>,
 }
 
 #[derive(Subcommand)]
@@ -279,13 +279,13 @@ impl Global {
     }
 
     fn opened(&self, app: App) -> Result<App, Exit> {
-        self.stores.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&app.store));
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner).extend(app.store.to_close());
         Ok(app)
     }
 
     async fn close(&self) {
         let stores = std::mem::take(&mut *self.stores.lock().unwrap_or_else(PoisonError::into_inner));
-        for store in stores.iter().filter_map(Weak::upgrade) {
+        for store in stores {
             store.close().await;
         }
     }

@@ -305,6 +305,12 @@ pub trait Store: Send + Sync {
     /// of a process: what goes on using the store does so without its leases.
     async fn close(&self) {}
 
+    /// The same store to be closed at the end of the process, where dropping it may not be enough: a task that nobody ends
+    /// can hold it still. None: what it holds goes with the process.
+    fn to_close(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+
     /// Looks at the store as a whole. It may take seconds for millions of records.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //! for all of them.
 //!
 //! A flow that ends in this process wakes its own waiters at once. One that another process ends is seen at the next
-//! look, or as soon as the store tells of it; a look asks for nothing but generations; only who waits for a flow that changed reads it.
+//! look, or as soon as the store tells of it. A look asks for nothing but generations; only who waits for a flow that
+//! changed reads it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

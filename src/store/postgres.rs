@@ -58,6 +58,8 @@ struct Shared {
     url: Secret,
     listening: AtomicBool,
     server: Server,
+    /// How the vault was used when it was opened.
+    found: String,
     /// Last, so that what is released with the rest still reaches the server.
     open: Arc<Open>,
 }
@@ -116,7 +118,12 @@ impl PostgresStore {
             }
             Err(error) => return Err(error),
         }
-        store.refuse_others().await?;
+        if let Err(error) = store.refuse_others().await {
+            if store.shared.found == State::InUse.as_str() {
+                store.now_in_use().await?;
+            }
+            return Err(error);
+        }
         Ok(store)
     }
 
@@ -141,6 +148,11 @@ impl PostgresStore {
             return Err(error);
         }
         Ok(store)
+    }
+
+    /// Whether the moving of this vault was begun before it was opened, and cut off.
+    pub fn was_being_moved(&self) -> bool {
+        self.shared.found == State::BeingMoved.as_str()
     }
 
     /// Says that the vault in the database is the one to use.
@@ -186,7 +198,9 @@ impl PostgresStore {
 
     fn open_as(url: &Secret, lease: Duration, states: &[State]) -> Result<Self, StoreError> {
         let address = Address::parse(url)?;
-        let (link, open) = Link::start(&address)?;
+        // Whoever moves a vault writes in every state of it.
+        let written_in = if states == [State::InUse] { vec![State::InUse.as_str()] } else { Vec::new() };
+        let (link, open) = Link::start(&address, written_in)?;
         let (link, open) = (Arc::new(link), Arc::new(open));
         let leases = Leases::new(Arc::clone(&link), lease);
         let known = link.block_on({
@@ -217,9 +231,6 @@ impl PostgresStore {
                 }
             )));
         }
-        if known.unsynced {
-            link.sync_commits();
-        }
         if known.unbound {
             tracing::warn!("store.row_security_does_not_hold: the database role is a superuser or may bypass it");
         }
@@ -237,6 +248,7 @@ impl PostgresStore {
             url: url.clone(),
             listening: AtomicBool::new(false),
             server,
+            found: known.state,
             open,
         };
         Ok(Self { shared: Arc::new(shared), tenant: None })
@@ -295,6 +307,10 @@ impl Drop for Shared {
 impl Store for PostgresStore {
     async fn close(&self) {
         self.shared.leases.leave().await;
+    }
+
+    fn to_close(&self) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(Self { shared: Arc::clone(&self.shared), tenant: None }))
     }
 
     async fn examine(&self, now: Timestamp) -> Result<Examined, StoreError> {

@@ -399,13 +399,15 @@ impl Safe {
             if spool.is_some() && kept.is_none() {
                 kept = self.keep(keys, refresh, &answered).await;
             }
-            if kept.is_some() && *draining.borrow() {
-                // Safe where it is: whoever comes next writes it.
+            // Safe where it is: whoever comes next in this folder writes it. Other replicas do not see the folder, so for them
+            // it is tried for as long as this process may take.
+            let safe = kept.is_some() && spool.is_some_and(|spool| spool.journal == Journal::WhenLate);
+            if safe && *draining.borrow() {
                 return Ok(issued);
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                _ = draining.wait_for(|draining| *draining), if kept.is_some() => {}
+                _ = draining.wait_for(|draining| *draining), if safe => {}
             }
             pause = (pause * 2).min(self.pace.longest);
         }

@@ -179,6 +179,18 @@ async fn a_database_with_a_vault_is_not_filled() {
     bench.refused(&elsewhere, &["vault", "migrate", "--to-postgres", "env:DATABASE"], "was moved to the").await;
     bench.vault_in(In::Postgres(&database));
     bench.works(&database).await;
+    // Nor is what was left behind taken for the copy of what it has become since.
+    std::fs::remove_file(bench.program.data().join("moved")).unwrap();
+    bench.refused(&database, &["vault", "migrate", "--to-file"], "has a vault already").await;
+    bench.works(&database).await;
+    // Not even where a move was cut off: then neither is used before somebody has looked.
+    sql(&database, "UPDATE obo.vault SET state = 'being moved'");
+    bench.refused(&database, &["vault", "migrate", "--to-file"], "another copy of this vault").await;
+    assert_eq!(sql(&database, "SELECT state FROM obo.vault").trim(), "being moved");
+    std::fs::rename(bench.program.data().join("obo.db"), bench.program.dir.path().join("away.db")).unwrap();
+    bench.well(&database, &["vault", "migrate", "--to-file"]).await;
+    bench.vault_in(In::File);
+    bench.works(&database).await;
 }
 
 #[tokio::test]

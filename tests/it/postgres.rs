@@ -333,3 +333,27 @@ async fn positions_become_visible_in_their_order() {
     }
     assert_eq!(reader.log(0, 1000).await.unwrap().len(), 400);
 }
+
+/// As a replica that was stopped while the vault was moved elsewhere, and goes on.
+#[tokio::test]
+async fn whoever_missed_that_the_vault_was_moved_writes_nothing_more() {
+    let Some(database) = database("missed") else { return };
+    let store = open(&database);
+    store.apply(vec![Write::Insert(record(1, b"before"))]).await.unwrap();
+    for state in ["being moved", "moved", "being filled"] {
+        sql(&database, &format!("UPDATE obo.vault SET state = '{state}'"));
+        let refused = store.apply(vec![Write::Put(record(1, b"after"))]).await;
+        assert!(matches!(&refused, Err(StoreError::Unusable(text)) if text.contains(state)), "{refused:?}");
+    }
+    assert_eq!(store.get(Table::Grant, &[1; 32]).await.unwrap().unwrap().sealed, b"before");
+}
+
+#[tokio::test]
+async fn a_database_that_is_in_use_is_not_filled_and_stays_as_it_is() {
+    let Some(database) = database("not filled") else { return };
+    let store = open(&database);
+    let refused = PostgresStore::fill(&Secret::new(database.url.clone())).await.err().unwrap();
+    assert!(refused.to_string().contains("1 other obo processes use"), "{refused}");
+    assert_eq!(sql(&database, "SELECT state FROM obo.vault").trim(), "in use");
+    store.apply(vec![Write::Insert(record(1, b"goes on"))]).await.unwrap();
+}

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
@@ -18,6 +19,9 @@ use crate::store::{Examined, Store, Table};
 
 /// How often the progress is said, in records.
 const SAY_EVERY: u64 = 10_000;
+
+/// How many records may have been added to a copy before the move was taken up again.
+const LATEST: usize = 1000;
 
 /// A folder in the data folder where a vault arrives.
 const ARRIVING: &str = "arriving";
@@ -104,7 +108,11 @@ fn told_postgres(named: &str) -> Result<(), Exit> {
 
 async fn to_file(global: &Global, config: Config, url: &Secret) -> Result<(), Exit> {
     let data_dir = global.data_dir()?;
+    // One that was cut off while it moved files: they are in place then.
+    Restoring::take_up(&data_dir).await.map_err(Exit::failed)?;
     let source = Arc::new(PostgresStore::leave(url).await.map_err(Exit::failed)?);
+    // Once the copy may be in its place, the database is never used again by itself.
+    let placed = AtomicBool::new(false);
     let moved = async {
         let app = global.open_over(Arc::clone(&source) as _, config.clone(), Way::Command)?;
         let Some(facts) = app.keys.facts().await? else {
@@ -117,18 +125,30 @@ async fn to_file(global: &Global, config: Config, url: &Secret) -> Result<(), Ex
             let there = Arc::new(SqliteStore::open_alone(&data_dir).map_err(Exit::failed)?);
             let there = global.open_over(there, config.clone(), Way::Command)?;
             let same = there.keys.facts().await?.is_some_and(|there| there.vault == facts.vault);
-            return match same {
-                true => Ok(()),
-                false => Err(Exit::failed(format!(
-                    "{} has a vault already; name an empty folder with --data-dir",
-                    data_dir.display()
-                ))),
-            };
+            // An older copy of the same vault is another one: everything that is on record here must be there.
+            if same && source.was_being_moved() {
+                // It may be in use since, so this one is not: never both.
+                placed.store(true, Ordering::Relaxed);
+                return match has_the_newest(&app, &there).await? {
+                    true => Ok(()),
+                    false => Err(Exit::failed(format!(
+                        "{} has another copy of this vault, and a move into it was cut off; move that copy away if it is \
+                         not the one that was moved, and run the same command again",
+                        data_dir.display()
+                    ))),
+                };
+            }
+            return Err(Exit::failed(format!(
+                "{} has a vault already; name an empty folder with --data-dir",
+                data_dir.display()
+            )));
         }
-        arrive(global, config.clone(), &app, &data_dir, again).await
+        arrive(global, config.clone(), &app, &data_dir, again, &placed).await
     };
     if let Err(exit) = moved.await {
-        source.now_in_use().await.map_err(Exit::failed)?;
+        if !placed.load(Ordering::Relaxed) {
+            source.now_in_use().await.map_err(Exit::failed)?;
+        }
         return Err(exit);
     }
     source.now_moved().await.map_err(Exit::failed)?;
@@ -138,7 +158,14 @@ async fn to_file(global: &Global, config: Config, url: &Secret) -> Result<(), Ex
 
 /// Puts a copy of the vault into the data folder, by the way of a backup: it is checked, and in its place as a whole or
 /// not at all.
-async fn arrive(global: &Global, config: Config, app: &App, data_dir: &Path, again: bool) -> Result<(), Exit> {
+async fn arrive(
+    global: &Global,
+    config: Config,
+    app: &App,
+    data_dir: &Path,
+    again: bool,
+    placed: &AtomicBool,
+) -> Result<(), Exit> {
     let arriving = data_dir.join(ARRIVING);
     let clean = || match std::fs::remove_dir_all(&arriving) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Exit::failed(error)),
@@ -152,8 +179,22 @@ async fn arrive(global: &Global, config: Config, app: &App, data_dir: &Path, aga
     let backup = arriving.join("whole");
     upkeep::backup(&arriving, &backup).await.map_err(Exit::failed)?;
     let restoring = Restoring::begin(&backup, data_dir, again).await.map_err(Exit::failed)?;
-    restoring.finish(app.clock.now()).await.map_err(Exit::failed)?;
-    clean()
+    placed.store(true, Ordering::Relaxed);
+    restoring
+        .finish(app.clock.now())
+        .await
+        .map_err(|error| Exit::failed(format!("{error}; the move is not at its end: run the same command again")))?;
+    if clean().is_err() {
+        tracing::warn!(folder = %arriving.display(), "what was left of the move was not removed");
+    }
+    Ok(())
+}
+
+/// Whether the newest record of one vault is in another.
+async fn has_the_newest(of: &App, other: &App) -> Result<bool, Exit> {
+    let newest = of.store.newest(u64::MAX, 1).await.map_err(Exit::failed)?;
+    let there = other.store.newest(u64::MAX, LATEST).await.map_err(Exit::failed)?;
+    Ok(newest.iter().all(|(_, entry)| there.iter().any(|(_, other)| other == entry)))
 }
 
 /// Moves everything between two records, so that the move is on record even where it was cut off.

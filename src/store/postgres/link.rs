@@ -7,7 +7,6 @@
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
@@ -43,9 +42,15 @@ const LIMITS: &str = "SET LOCAL statement_timeout = 5000; SET LOCAL lock_timeout
 /// How often it is asked again whether a transaction has ended.
 const POLL: Duration = Duration::from_millis(20);
 
+/// A commit waits for the disk, also where the role's setting says otherwise since this process opened the vault.
+const SYNCED: &str = "SELECT set_config('synchronous_commit', 'on', true) \
+                      WHERE current_setting('synchronous_commit') IN ('off', 'local')";
+
 /// Names the transaction, so that its outcome can be asked for, and the run of the server that it is of: another server,
-/// or the same after a failover, may give its number to another one.
-const TRANSACTION: &str = "SELECT pg_current_xact_id()::text, extract(epoch FROM pg_postmaster_start_time())::text";
+/// or the same after a failover, may give its number to another one. And how the vault is used: a process that was stopped
+/// while it was moved elsewhere must write nothing more.
+const TRANSACTION: &str = "SELECT pg_current_xact_id()::text, extract(epoch FROM pg_postmaster_start_time())::text, \
+                           (SELECT state FROM obo.vault)";
 
 /// How a transaction ended; null: the server has forgotten it, or is another one.
 const OUTCOME: &str = "SELECT CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $2 \
@@ -111,6 +116,8 @@ struct Transaction {
     number: String,
     /// When the server was started.
     server: String,
+    /// How the vault is used.
+    state: String,
 }
 
 /// Why a transaction was not made.
@@ -155,8 +162,8 @@ pub(super) struct Link {
     handle: Handle,
     pool: Pool,
     tasks: TaskTracker,
-    /// Commits of this role must be told to wait for the disk.
-    unsynced: AtomicBool,
+    /// What the state of the vault must be for something to be written; empty: any.
+    states: Vec<&'static str>,
 }
 
 /// Whoever holds one may still hand something over to the thread. When the last one is dropped, the thread ends what was
@@ -168,7 +175,7 @@ pub(super) struct Open {
 
 impl Link {
     /// Starts the thread. Connects when it is first needed.
-    pub(super) fn start(address: &Address) -> Result<(Self, Open), StoreError> {
+    pub(super) fn start(address: &Address, states: Vec<&'static str>) -> Result<(Self, Open), StoreError> {
         let unavailable = |error: &dyn std::fmt::Display| {
             StoreError::Unavailable(format!("cannot start a thread for the store: {error}"))
         };
@@ -201,13 +208,8 @@ impl Link {
                 runtime.shutdown_background();
             })
             .map_err(|error| unavailable(&error))?;
-        let link = Self { handle, pool, tasks, unsynced: AtomicBool::new(false) };
+        let link = Self { handle, pool, tasks, states };
         Ok((link, Open { end: Some(end), thread: Some(thread) }))
-    }
-
-    /// From now on, commits are told to wait for the disk.
-    pub(super) fn sync_commits(&self) {
-        self.unsynced.store(true, Ordering::Relaxed);
     }
 
     /// Runs work on the store's thread to its end, whether anybody waits for it or not.
@@ -330,12 +332,15 @@ impl Link {
         self.limited(async move {
             for tried in 1.. {
                 let client = link.connection().await?;
-                let unsynced = link.unsynced.load(Ordering::Relaxed);
-                let begin = format!(
-                    "BEGIN; {LIMITS}; {scope}{}",
-                    if unsynced { "; SET LOCAL synchronous_commit = on" } else { "" }
-                );
+                let begin = format!("BEGIN; {LIMITS}; {scope}; {SYNCED}");
                 let error = match change(&client, &begin, &statements).await {
+                    // Dropped, and so closed, with what was begun on it.
+                    Ok(transaction) if !link.states.is_empty() && !link.states.contains(&&*transaction.state) => {
+                        return Err(StoreError::Unusable(format!(
+                            "the vault in this database is not in use any more, but {}; end this process",
+                            transaction.state
+                        )));
+                    }
                     Ok(transaction) => {
                         let committed = client.batch_execute("COMMIT").await;
                         let Err(error) = kept(client, committed) else { return Ok(()) };
@@ -460,7 +465,7 @@ async fn change(client: &Object, begin: &str, statements: &[Statement]) -> Resul
         client.batch_execute("ROLLBACK").await.map_err(Undone::Failed)?;
         return Err(Undone::Conflict);
     }
-    name.map(|row| Transaction { number: row.get(0), server: row.get(1) }).map_err(Undone::Failed)
+    name.map(|row| Transaction { number: row.get(0), server: row.get(1), state: row.get(2) }).map_err(Undone::Failed)
 }
 
 fn given_up() -> StoreError {

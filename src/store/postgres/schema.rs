@@ -80,14 +80,12 @@ pub(super) async fn prepare(client: &Object) -> Result<Known, StoreError> {
     let row = client
         .query_typed_one(
             "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
-             (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user), \
-             current_setting('synchronous_commit') IN ('off', 'local')",
+             (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user)",
             &[],
         )
         .await
         .map_err(unavailable)?;
-    let (number, version, unbound, unsynced): (i32, String, bool, bool) =
-        (row.get(0), row.get(1), row.get(2), row.get(3));
+    let (number, version, unbound): (i32, String, bool) = (row.get(0), row.get(1), row.get(2));
     if number < MIN_SERVER {
         return Err(StoreError::Unusable(format!(
             "the database is PostgreSQL {version}; obo needs version 13 or later"
@@ -108,7 +106,7 @@ pub(super) async fn prepare(client: &Object) -> Result<Known, StoreError> {
              run that obo, or restore a backup made before it was upgraded"
         )));
     }
-    Ok(Known { version, unbound, unsynced, state })
+    Ok(Known { version, unbound, state })
 }
 
 /// What is known of a server and of the vault in it.
@@ -117,8 +115,6 @@ pub(super) struct Known {
     pub(super) version: String,
     /// Row security does not hold this role.
     pub(super) unbound: bool,
-    /// Commits of this role do not wait for the disk unless they are told to.
-    pub(super) unsynced: bool,
     /// How the vault is used.
     pub(super) state: String,
 }

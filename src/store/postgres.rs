@@ -144,7 +144,10 @@ impl PostgresStore {
         let store = Self::open_as(url, lease::SPAN, &[State::InUse, State::BeingMoved])?;
         store.set_state(State::BeingMoved).await?;
         if let Err(error) = store.refuse_others().await {
-            store.now_in_use().await?;
+            // Where a move was cut off, the copy may be in use already.
+            if !store.was_being_moved() {
+                store.now_in_use().await?;
+            }
             return Err(error);
         }
         Ok(store)

@@ -161,6 +161,18 @@ async fn a_move_that_was_cut_off_is_taken_up() {
     // The way back, cut off when the copy was in its place already.
     bench.well(&database, &["vault", "migrate", "--to-file"]).await;
     sql(&database, "UPDATE obo.vault SET state = 'being moved'");
+    // The process that was killed counts as one that uses the database for a while; whatever is refused meanwhile, the
+    // database is not used beside its copy.
+    let killed = "INSERT INTO obo.replica VALUES (gen_random_uuid(), now() + interval '1 hour')";
+    sql(&database, killed);
+    bench.refused(&database, &["vault", "migrate", "--to-file"], "other obo processes use").await;
+    assert_eq!(sql(&database, "SELECT state FROM obo.vault").trim(), "being moved");
+    sql(&database, "DELETE FROM obo.replica");
+    let elsewhere = bench.program.dir.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::write(elsewhere.join("obo.db"), "no vault").unwrap();
+    bench.refused(&database, &["vault", "migrate", "--to-file", "--data-dir", elsewhere.to_str().unwrap()], "").await;
+    assert_eq!(sql(&database, "SELECT state FROM obo.vault").trim(), "being moved");
     bench.well(&database, &["vault", "migrate", "--to-file"]).await;
     assert_eq!(sql(&database, "SELECT state FROM obo.vault").trim(), "moved");
     bench.vault_in(In::File);

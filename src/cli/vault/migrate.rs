@@ -111,8 +111,9 @@ async fn to_file(global: &Global, config: Config, url: &Secret) -> Result<(), Ex
     // One that was cut off while it moved files: they are in place then.
     Restoring::take_up(&data_dir).await.map_err(Exit::failed)?;
     let source = Arc::new(PostgresStore::leave(url).await.map_err(Exit::failed)?);
-    // Once the copy may be in its place, the database is never used again by itself.
-    let placed = AtomicBool::new(false);
+    // Once the copy may be in its place, here or in the folder of an earlier try, the database is never used again by
+    // itself.
+    let placed = AtomicBool::new(source.was_being_moved());
     let moved = async {
         let app = global.open_over(Arc::clone(&source) as _, config.clone(), Way::Command)?;
         let Some(facts) = app.keys.facts().await? else {
@@ -127,8 +128,6 @@ async fn to_file(global: &Global, config: Config, url: &Secret) -> Result<(), Ex
             let same = there.keys.facts().await?.is_some_and(|there| there.vault == facts.vault);
             // An older copy of the same vault is another one: everything that is on record here must be there.
             if same && source.was_being_moved() {
-                // It may be in use since, so this one is not: never both.
-                placed.store(true, Ordering::Relaxed);
                 return match has_the_newest(&app, &there).await? {
                     true => Ok(()),
                     false => Err(Exit::failed(format!(

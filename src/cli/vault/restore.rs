@@ -51,7 +51,9 @@ impl Restore {
         if self.replace {
             return Err(Exit::usage("a vault in PostgreSQL is not replaced; name an empty database in obo.toml"));
         }
-        // By the way of the data folder, where the backup is checked and marked before anything arrives.
+        // By the way of the data folder, where the backup is checked and marked before anything arrives. What was being
+        // moved there when it was cut off comes first.
+        Restoring::take_up(data_dir).await.map_err(Exit::failed)?;
         let restoring = Restoring::begin(&self.file, data_dir, true).await.map_err(Exit::failed)?;
         let prepared: Arc<dyn Store> = Arc::new(SqliteStore::open(&restoring.prepared()).map_err(Exit::failed)?);
         let app = global.open_over(prepared, config.clone(), Way::Command)?;

@@ -1,7 +1,8 @@
 //! The store of one machine: a SQLite file in the data folder, shared by every obo process of its owner.
 //!
 //! Writes go through one thread that commits whatever has queued up together, so that many small writes share one
-//! flush to disk. Reads have two threads with connections of their own; in WAL mode they never wait for a writer.
+//! flush to disk. A single record is read where it is asked for, everything longer by two threads with connections of
+//! their own; in WAL mode reads never wait for a writer.
 //! Leases are file locks, which the kernel frees when their holder dies.
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use super::{
     Table, Write,
 };
 
+mod at_hand;
 mod folder;
 mod in_use;
 mod lease;
@@ -23,6 +25,7 @@ mod schema;
 pub mod upkeep;
 mod writer;
 
+use at_hand::AtHand;
 use folder::Folder;
 use in_use::InUse;
 use lease::Locks;
@@ -37,6 +40,7 @@ const PRUNE_ROWS: usize = 1_000;
 pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
+    at_hand: AtHand,
     locks: Locks,
     folder: PathBuf,
     bodies_elsewhere: bool,
@@ -76,7 +80,8 @@ impl SqliteStore {
         let bodies_elsewhere = upkeep::bodies_elsewhere(&connection)
             .map_err(|error| schema::unusable_or_unavailable(&folder.database(), &error))?;
         let (writer, readers) = (Writer::start(connection)?, Readers::start(folder.database())?);
-        Ok(Self { writer, readers, locks, folder: data_dir.to_owned(), bodies_elsewhere, _in_use: in_use })
+        let at_hand = AtHand::new(folder.database());
+        Ok(Self { writer, readers, at_hand, locks, folder: data_dir.to_owned(), bodies_elsewhere, _in_use: in_use })
     }
 
     /// Notes durably that what is in the store is elsewhere now, and which vault it was: nobody opens it again. Those who
@@ -120,15 +125,17 @@ impl Store for SqliteStore {
 
     async fn get(&self, table: Table, key: &RecordKey) -> Result<Option<Record>, StoreError> {
         let key = *key;
-        self.readers
-            .read(move |db| {
-                db.prepare_cached(
-                    "SELECT key, owner, generation, expires_at, sealed FROM records WHERE kind = ?1 AND key = ?2",
-                )?
-                .query_row(params![table as u8, key], |row| record(table, row))
-                .optional()
-            })
-            .await
+        let find = move |db: &Connection| {
+            db.prepare_cached(
+                "SELECT key, owner, generation, expires_at, sealed FROM records WHERE kind = ?1 AND key = ?2",
+            )?
+            .query_row(params![table as u8, key], |row| record(table, row))
+            .optional()
+        };
+        match self.at_hand.read(find) {
+            Some(found) => found,
+            None => self.readers.read(find).await,
+        }
     }
 
     async fn generations(&self, table: Table, keys: &[RecordKey]) -> Result<Vec<(RecordKey, u64)>, StoreError> {

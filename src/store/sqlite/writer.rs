@@ -166,7 +166,7 @@ fn read_all(database: &std::path::Path, jobs: &Mutex<mpsc::Receiver<ReadJob>>) {
     }
 }
 
-fn open_reader(database: &std::path::Path) -> Result<Connection, StoreError> {
+pub(super) fn open_reader(database: &std::path::Path) -> Result<Connection, StoreError> {
     schema::connect(database)
         .and_then(|db| db.pragma_update(None, "query_only", true).map(|()| db))
         .map_err(|error| StoreError::Unavailable(format!("cannot open {} for reading: {error}", database.display())))

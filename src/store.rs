@@ -206,6 +206,11 @@ impl Lease {
         Self { _guard: Box::new(guard), until: Some(until) }
     }
 
+    /// Whether it ends while its holder may still live: one that was stopped, or that cannot reach the store.
+    pub fn ends_by_itself(&self) -> bool {
+        self.until.is_some()
+    }
+
     /// Whether the name stays held for `span` from now even if nothing renews it. A process that was stopped for a while
     /// may have lost what it holds: ask this before what must not be done twice.
     pub fn lasts(&self, span: Duration) -> bool {

@@ -23,7 +23,10 @@ use crate::evil_provider::{self, Death, EvilProvider, Point, Rotation};
 
 type Problem = Box<dyn std::error::Error + Send + Sync>;
 
-const USAGE: &str = "usage: proof (--grace | --strict --sigterm | --strict --kill) [--kills N] [--processes N] [--people N] [--postgres URL]";
+const USAGE: &str = "usage: proof (--grace | --strict) (--kill | --sigterm | --freeze) [--kills N] [--processes N] [--people N]
+             [--postgres URL [--restart COMMAND]]
+--grace alone is --grace --kill. --freeze stops processes for longer than a lease and lets them go on; --kills counts those too.
+--restart: the shell command that restarts the database, run again and again.";
 
 /// How long the provider accepts a replaced token, with `--grace`.
 const GRACE: Duration = Duration::from_secs(30);
@@ -34,50 +37,77 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long to wait for an exchange to kill a process in.
 const AMBUSH: Duration = Duration::from_secs(10);
 
+/// How long a process is frozen: longer than the four seconds of a lease, and than those by which it is renewed.
+const FREEZE: Duration = Duration::from_secs(6);
+
+/// Between restarts of the database.
+const RESTART: Duration = Duration::from_secs(20);
+
 /// Callers of one process.
 const CALLERS: usize = 2;
+
+/// What is done to a process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blow {
+    /// SIGKILL.
+    Kill,
+    /// SIGTERM.
+    Term,
+    /// SIGSTOP, and SIGCONT when its leases are over.
+    Freeze,
+}
 
 #[derive(Clone)]
 struct Plan {
     rotation: Rotation,
-    sigterm: bool,
+    blow: Blow,
     kills: u64,
     processes: usize,
     people: usize,
     /// An empty database: the processes are replicas, each with a folder of its own, and their connections are cut.
     postgres: Option<String>,
+    /// What restarts the database.
+    restart: Option<String>,
 }
 
 impl Plan {
     /// Whether somebody must lose: nobody can keep what a provider says only to a process that is being killed, and never
     /// again.
     fn may_lose(&self) -> bool {
-        self.rotation == Rotation::Strict && !self.sigterm
+        self.rotation == Rotation::Strict && self.blow == Blow::Kill
     }
 
     fn from_arguments() -> Result<Self, String> {
         let mut arguments = std::env::args().skip(1);
-        let (mut rotation, mut sigterm) = (None, None);
-        let (mut kills, mut processes, mut people, mut postgres) = (40, 8, 24, None);
+        let (mut rotation, mut blow) = (None, None);
+        let (mut kills, mut processes, mut people, mut postgres, mut restart) = (40, 8, 24, None, None);
         while let Some(argument) = arguments.next() {
-            if argument == "--postgres" {
-                postgres = Some(arguments.next().ok_or(USAGE)?);
+            if argument == "--postgres" || argument == "--restart" {
+                let value = if argument == "--restart" { &mut restart } else { &mut postgres };
+                *value = Some(arguments.next().ok_or(USAGE)?);
                 continue;
             }
             let mut number = || arguments.next().and_then(|n| n.parse::<u64>().ok()).filter(|n| *n > 0).ok_or(USAGE);
             match argument.as_str() {
-                "--grace" => (rotation, sigterm) = (Some(Rotation::Graced(GRACE.as_millis() as i64)), Some(false)),
+                "--grace" => rotation = Some(Rotation::Graced(GRACE.as_millis() as i64)),
                 "--strict" => rotation = Some(Rotation::Strict),
-                "--sigterm" => sigterm = Some(true),
-                "--kill" => sigterm = Some(false),
+                "--sigterm" => blow = Some(Blow::Term),
+                "--kill" => blow = Some(Blow::Kill),
+                "--freeze" => blow = Some(Blow::Freeze),
                 "--kills" => kills = number()?,
                 "--processes" => processes = number()? as usize,
                 "--people" => people = number()? as usize,
                 _ => return Err(USAGE.to_owned()),
             }
         }
-        let (Some(rotation), Some(sigterm)) = (rotation, sigterm) else { return Err(USAGE.to_owned()) };
-        Ok(Self { rotation, sigterm, kills, processes, people, postgres })
+        if rotation.is_some_and(|rotation| rotation != Rotation::Strict) {
+            blow = blow.or(Some(Blow::Kill));
+        }
+        let (Some(rotation), Some(blow)) = (rotation, blow) else { return Err(USAGE.to_owned()) };
+        if restart.is_some() && postgres.is_none() {
+            return Err(USAGE.to_owned());
+        }
+        Ok(Self { rotation, blow, kills, processes, people, postgres, restart })
     }
 }
 
@@ -112,6 +142,7 @@ async fn run(plan: Plan) -> Result<bool, Problem> {
         (0..plan.processes).map(|slot| tokio::spawn(Arc::clone(&scene).keep(slot, finished.clone()))).collect();
     let told = tokio::spawn(Arc::clone(&scene).tell(finished.clone()));
     let cut = tokio::spawn(Arc::clone(&scene).cut(finished.clone()));
+    let restart = tokio::spawn(Arc::clone(&scene).restart(finished.clone()));
 
     // The keepers end when all kills are done, each with a process that runs.
     let mut children = Vec::new();
@@ -124,6 +155,7 @@ async fn run(plan: Plan) -> Result<bool, Problem> {
     }
     told.await?;
     cut.await??;
+    restart.await??;
     // Every token has ended now, so that each connection must be refreshed once more.
     sleep(Duration::from_millis(1500)).await;
     let mut broken = 0;
@@ -154,6 +186,7 @@ struct Counts {
     elsewhere: AtomicU64,
     unclean: AtomicU64,
     cut: AtomicU64,
+    restarts: AtomicU64,
 }
 
 struct Scene {
@@ -318,8 +351,12 @@ impl Scene {
     /// Keeps a process running, and kills it, until there were enough kills.
     async fn keep(self: Arc<Self>, slot: usize, finished: CancellationToken) -> Result<Child, Problem> {
         let mut round = slot;
+        let mut running = None;
         loop {
-            let mut child = self.start(slot).await?;
+            let mut child = match running.take() {
+                Some(child) => child,
+                None => self.start(slot).await?,
+            };
             if finished.is_cancelled() || self.counts.kills.fetch_add(1, Ordering::SeqCst) >= self.plan.kills {
                 return Ok(child);
             }
@@ -347,8 +384,15 @@ impl Scene {
                 }
                 _ => drop(self.counts.elsewhere.fetch_add(1, Ordering::Relaxed)),
             }
-            if self.plan.sigterm {
-                let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)).ok_or("it has ended")?;
+            let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)).ok_or("it has ended")?;
+            if self.plan.blow == Blow::Freeze {
+                rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+                // The provider answers, and nobody listens.
+                drop(release);
+                sleep(FREEZE).await;
+                rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+                running = Some(child);
+            } else if self.plan.blow == Blow::Term {
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
                 sleep(Duration::from_millis((round as u64 * 7) % 60)).await;
                 drop(release);
@@ -376,7 +420,7 @@ impl Scene {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OBO_")) {
             command.env_remove(name);
         }
-        let mut child = command
+        command
             .env("RUST_LOG", "warn")
             .arg("--config")
             .arg(self.path(&format!("{slot}.toml")))
@@ -389,9 +433,12 @@ impl Scene {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| format!("the program cannot be started; build it first: cargo build ({error})"))?;
+            .kill_on_drop(true);
+        let spawn = |command: &mut Command| {
+            let cannot = |error| format!("the program cannot be started; build it first: cargo build ({error})");
+            command.spawn().map_err(cannot)
+        };
+        let mut child = spawn(&mut command)?;
         // What its predecessor sent last has arrived by then, and nothing of its own.
         sleep(Duration::from_millis(50)).await;
         self.provider.families().doom(&client(slot), false);
@@ -402,6 +449,12 @@ impl Scene {
                 return Ok(child);
             }
             if let Some(status) = child.try_wait()? {
+                if self.plan.restart.is_some() && Instant::now() < until {
+                    // The database was away; whoever keeps programs running starts it again.
+                    sleep(Duration::from_millis(200)).await;
+                    child = spawn(&mut command)?;
+                    continue;
+                }
                 return Err(format!("process {slot} did not start ({status}): {}", self.end_of_log(slot)).into());
             }
             if Instant::now() > until {
@@ -436,14 +489,36 @@ impl Scene {
     /// Cuts connections to the database, a few at a time.
     async fn cut(self: Arc<Self>, finished: CancellationToken) -> Result<(), Problem> {
         let Some(url) = &self.plan.postgres else { return Ok(()) };
-        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+        let (mut client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
         let cut = "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity
                    WHERE usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()
                      AND application_name = 'obo' ORDER BY random() LIMIT 3) AS these";
         while timeout(Duration::from_millis(100), finished.cancelled()).await.is_err() {
-            let row = client.query_typed_one(cut, &[]).await?;
-            self.counts.cut.fetch_add(row.get::<_, i64>(0).unsigned_abs(), Ordering::Relaxed);
+            match client.query_typed_one(cut, &[]).await {
+                Ok(row) => drop(self.counts.cut.fetch_add(row.get::<_, i64>(0).unsigned_abs(), Ordering::Relaxed)),
+                Err(error) if self.plan.restart.is_none() => return Err(error.into()),
+                Err(_) => {
+                    if let Ok((again, connection)) = tokio_postgres::connect(url, tokio_postgres::NoTls).await {
+                        tokio::spawn(connection);
+                        client = again;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Restarts the database, again and again.
+    async fn restart(self: Arc<Self>, finished: CancellationToken) -> Result<(), Problem> {
+        let Some(restart) = &self.plan.restart else { return Ok(()) };
+        while timeout(RESTART, finished.cancelled()).await.is_err() {
+            let mut command = Command::new("sh");
+            let status = command.arg("-c").arg(restart).stdin(Stdio::null()).stdout(Stdio::null()).status().await?;
+            if !status.success() {
+                return Err(format!("the database was not restarted: {status}").into());
+            }
+            self.counts.restarts.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -479,7 +554,11 @@ impl Scene {
         let again = families.again();
         let (unclean, given_up) = (count(&self.counts.unclean), count(&self.counts.given_up));
         let kills = count(&self.counts.kills).min(self.plan.kills);
-        let signal = if self.plan.sigterm { "SIGTERM" } else { "SIGKILL" };
+        let signal = match self.plan.blow {
+            Blow::Kill => "kills (SIGKILL)".to_owned(),
+            Blow::Term => "kills (SIGTERM)".to_owned(),
+            Blow::Freeze => format!("freezes of {} s", FREEZE.as_secs()),
+        };
         let provider = match self.plan.rotation {
             Rotation::Graced(grace) => format!("grace of {} s", grace / 1000),
             Rotation::Strict => "strict".to_owned(),
@@ -491,12 +570,13 @@ impl Scene {
             self.plan.people,
             took.as_secs()
         );
-        println!("kills ({signal}): {kills}");
+        println!("{signal}: {kills}");
         println!("  inside an exchange: {}", count(&self.counts.in_exchange));
         println!("  while its answer was on the way: {}", count(&self.counts.at_the_answer));
         println!("  with no exchange within {AMBUSH:?}: {}", count(&self.counts.elsewhere));
         if self.plan.postgres.is_some() {
             println!("connections to the database cut: {}", count(&self.counts.cut));
+            println!("restarts of the database: {}", count(&self.counts.restarts));
         }
         println!("calls answered: {}", count(&self.counts.calls) - count(&self.counts.failed_calls));
         println!("calls that failed: {}", count(&self.counts.failed_calls));
@@ -513,7 +593,7 @@ impl Scene {
 
         let whole = (self.plan.may_lose() || lost == 0)
             && unexplained == 0
-            && (!self.plan.sigterm || again == 0)
+            && (self.plan.rotation != Rotation::Strict || self.plan.blow == Blow::Kill || again == 0)
             && families.concurrent == 0
             && given_up == 0
             && broken == 0

@@ -66,9 +66,12 @@ pub(super) struct Cooling {
     failure: Failure,
 }
 
-/// How long it takes at most until a request has reached the provider; a lease must last for that. From then on whoever
-/// holds it renews it.
-const SENDING: Duration = Duration::from_secs(6);
+/// How long it takes, as a rule, until a request has reached the provider; a lease must last for that. From then on
+/// whoever holds it renews it.
+const SENDING: Duration = Duration::from_secs(1);
+
+/// How long an exchange is under way at most: what its endpoint is given, and by how much the clocks of machines differ.
+pub(super) const EXCHANGE: Duration = Duration::from_secs(25);
 
 /// How long after it began a refresh that had no answer is still tried again.
 const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(5);
@@ -169,13 +172,8 @@ impl Safe {
     /// The refresh itself, from lease to commit.
     async fn refresh(&self, refresh: &Refresh, publish: &watch::Sender<Option<Outcome>>) -> Outcome {
         let keys = self.keys.open().await.map_err(|error| TokenError::Failed(error.into()))?;
-        let lease = self.hold(&keys, &refresh.key).await.map_err(TokenError::Failed)?;
-
-        // Read inside the lease: whoever held it before may have refreshed already.
-        let Stored { mut head, mut generation } = self.usable(&keys, refresh).await?;
-        if !head.access_token.matches(&refresh.stale)
-            && head.fitness(&refresh.upstream.terms, self.clock.now()) == Fitness::Fresh
-        {
+        let (lease, Stored { mut head, mut generation }) = self.turn(&keys, refresh).await?;
+        if self.is_done(refresh, &head) {
             return Ok(Issued::of(&head));
         }
         let Some(refresh_token) = head.refresh_token.clone() else {
@@ -230,6 +228,44 @@ impl Safe {
                 Err(TokenError::Failed(failure(&refresh.upstream, &error)))
             }
         }
+    }
+
+    /// Takes the grant for a refresh and reads it inside the lease: whoever held it before may have refreshed already.
+    ///
+    /// Where leases end by themselves, the process that began a refresh may live without its own: stopped for a while, or
+    /// cut off from the store. At a provider that ends a connection when a token is used twice it is therefore left in
+    /// peace for as long as its exchange can take, and then has the time in which it writes the answer.
+    async fn turn(&self, keys: &OpenKeys, refresh: &Refresh) -> Result<(Lease, Stored), TokenError> {
+        // The exchange that is waited for, by when it began; and since when.
+        let mut seen: Option<(Timestamp, Timestamp)> = None;
+        loop {
+            let lease = self.hold(keys, &refresh.key).await.map_err(TokenError::Failed)?;
+            let stored = self.usable(keys, refresh).await?;
+            let now = self.clock.now();
+            let once = |since: &Timestamp| !refresh.upstream.terms.may_ask_again(remaining(*since, now));
+            let Some(since) = stored.head.refreshing_since.filter(once) else { return Ok((lease, stored)) };
+            if !lease.ends_by_itself() || self.is_done(refresh, &stored.head) {
+                return Ok((lease, stored));
+            }
+            let first = seen.filter(|(of, _)| *of == since).map_or(now, |(_, first)| first);
+            seen = Some((since, first));
+            let watched = remaining(first, now);
+            // Not longer than that from the first look on, whatever the other's clock says.
+            let exchange = EXCHANGE.saturating_sub(remaining(since, now).max(watched));
+            let write = (self.pace.longest + self.pace.look_again).saturating_sub(watched);
+            let wait = exchange.max(write);
+            if wait.is_zero() {
+                return Ok((lease, stored));
+            }
+            drop(lease);
+            tokio::time::sleep(wait.min(self.pace.look_again)).await;
+        }
+    }
+
+    /// Whether somebody else has brought what a refresh is for.
+    fn is_done(&self, refresh: &Refresh, head: &Head) -> bool {
+        !head.access_token.matches(&refresh.stale)
+            && head.fitness(&refresh.upstream.terms, self.clock.now()) == Fitness::Fresh
     }
 
     /// Asks with the tokens that came too late once, the newest first: the provider may have meant one of them to be the

@@ -42,6 +42,8 @@ pub(super) struct Pace {
     pub(super) longest: Duration,
     /// How long the store has to take an answer, before it is late.
     pub(super) at_once: Duration,
+    /// Between looks at an exchange that somebody else may have under way.
+    pub(super) look_again: Duration,
 }
 
 impl Pace {
@@ -50,6 +52,7 @@ impl Pace {
         shortest: Duration::from_millis(50),
         longest: Duration::from_secs(5),
         at_once: Duration::from_millis(100),
+        look_again: Duration::from_secs(1),
     };
 }
 

@@ -14,10 +14,10 @@ use uuid::Uuid;
 use super::link::{Link, Open, Value};
 use crate::store::{Lease, RecordKey, StoreError};
 
-/// How long a holder is believed after its last sign of life. Shorter than the half minute for which common providers take
-/// a replaced token: a refresh that a crash interrupted must be taken up by then. A holder that lives renews it, however
-/// long its exchange takes.
-pub(super) const SPAN: Duration = Duration::from_secs(10);
+/// How long a holder is believed after its last sign of life. A fraction of the half minute for which common providers take
+/// a replaced token: a refresh that a crash interrupted must be taken up by then, even if whoever takes it up is killed in
+/// its turn. A holder that lives renews it, however long its exchange takes.
+pub(super) const SPAN: Duration = Duration::from_secs(4);
 
 /// How often what is held is renewed, within a span.
 const RENEWALS: u32 = 4;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::AtomicBool;
 
 use super::super::safe::Spool;
 use super::super::spool::{Entries, Folder};

@@ -363,6 +363,7 @@ pub fn setup(app: &App, listen: SocketAddr) -> Result<http::Setup<Obo>, ConfigEr
         issuers: servers,
         // What an issuer's tokens are for stands in obo.toml, and is one address.
         sse_is_a_resource: app.clients.is_some(),
+        mcp_sessions: Some(app.obo.identity().mcp_sessions().clone()),
         ready: Arc::new(Readiness { store: Arc::clone(&app.store), keys: app.keys.clone() }),
         further,
         // Neighbours ask by address, whatever the public name is.

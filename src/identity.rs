@@ -25,6 +25,7 @@ pub mod client_session;
 #[cfg(test)]
 mod fixture;
 pub mod issuer;
+pub mod mcp_session;
 pub mod obo_token;
 pub mod os_user;
 
@@ -32,6 +33,7 @@ pub use application::{Application, TokenReader};
 pub use browser::BrowserProof;
 pub use client_session::{ClientSession, ClientSessions};
 pub use issuer::SignIn;
+pub use mcp_session::McpSessions;
 pub use obo_token::IssuedToken;
 pub use os_user::os_user_name;
 
@@ -259,6 +261,7 @@ pub struct Identity {
     os_user: os_user::OsUser,
     tokens: obo_token::OboTokens,
     clients: client_session::ClientSessions,
+    mcp_sessions: McpSessions,
     issuers: Arc<issuer::Issuers>,
     applications: application::Applications,
 }
@@ -287,6 +290,7 @@ impl Identity {
             os_user: os_user::OsUser,
             tokens: obo_token::OboTokens::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock)),
             clients,
+            mcp_sessions: McpSessions::new(Arc::clone(&store), keys.clone(), Arc::clone(&clock)),
             issuers,
             applications: application::Applications::new(config.application, store, keys, clock),
         })
@@ -332,6 +336,11 @@ impl Identity {
     /// Clients that people signed in at obo itself.
     pub fn clients(&self) -> &client_session::ClientSessions {
         &self.clients
+    }
+
+    /// MCP sessions that outlive the process they began in.
+    pub fn mcp_sessions(&self) -> &McpSessions {
+        &self.mcp_sessions
     }
 
     /// Trusted applications.

@@ -61,11 +61,13 @@ pub enum Table {
     /// An entry of the OS keyring that no record leads to, or that may come to that; see `store/keyring.rs`, which shows
     /// none of them.
     KeyringEntry = 17,
+    /// An MCP session of a revision that has some.
+    McpSession = 18,
 }
 
 impl Table {
     /// Every table, in the order of the numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Meta,
         Self::DataKey,
         Self::Grant,
@@ -82,6 +84,7 @@ impl Table {
         Self::Person,
         Self::Refreshing,
         Self::KeyringEntry,
+        Self::McpSession,
     ];
 
     /// In words, for the operator: what several of its records are.
@@ -103,6 +106,7 @@ impl Table {
             Self::Person => "people",
             Self::Refreshing => "refreshes under way",
             Self::KeyringEntry => "entries of the keyring",
+            Self::McpSession => "MCP sessions",
         }
     }
 }

@@ -266,7 +266,8 @@ impl Guide<'_> {
             | Table::ClientSession
             | Table::ClientToken
             | Table::Person
-            | Table::Refreshing => Some((default(), Context::of(record.table).with(&record.key))),
+            | Table::Refreshing
+            | Table::McpSession => Some((default(), Context::of(record.table).with(&record.key))),
         })
     }
 

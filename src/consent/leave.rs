@@ -201,6 +201,7 @@ impl Consent {
         for client in &clients {
             note(format!("client.signed_out {}", client.id)).await;
         }
+        identity.mcp_sessions().end_all(person).await?;
         let Removed { pending, exchanging } = self.inner.flows.remove_all(person).await?;
         let any = !tokens.is_empty() || browsers > 0 || !clients.is_empty() || pending > 0;
         left.tokens.extend(tokens);

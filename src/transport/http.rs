@@ -17,6 +17,7 @@ use futures::StreamExt as _;
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 use rmcp::model::ProtocolVersion;
+use rmcp::transport::streamable_http_server::session::store::SessionStore;
 use rmcp::transport::streamable_http_server::{SessionManager as _, StreamableHttpServerConfig, StreamableHttpService};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -26,12 +27,15 @@ use tower::ServiceExt as _;
 use super::frame::{Frame, FrameError, Message, parse_frame};
 use super::mcp::{Mcp, Who, with_caller};
 use super::{Caller as _, Config, Handler, Service, Settings};
+use crate::id::Person;
+use crate::identity::McpSessions;
 
 mod answer;
 mod batch;
 pub mod bearer;
 mod connection;
 pub mod health;
+mod kept;
 pub mod limits;
 mod metadata;
 mod origin;
@@ -43,6 +47,7 @@ use answer::{no_such_session, refuse, retry_after};
 use bearer::Challenges;
 pub use connection::serve;
 pub use health::Ready;
+use kept::Kept;
 use limits::{BODY_BUDGET_KIB, BODY_TIMEOUT, MAX_BODY_BYTES};
 pub use metadata::Scopes;
 use origin::Gate;
@@ -53,6 +58,9 @@ const PROTOCOL_VERSION: &str = "mcp-protocol-version";
 
 /// Seconds that a client is asked to wait when there is no room for its session.
 const FULL_RETRY_S: u32 = 60;
+
+/// Seconds that a client is asked to wait when it cannot be told whether there is its session.
+const STORE_RETRY_S: u32 = 5;
 
 /// What [`router`] is built from.
 pub struct Setup<S> {
@@ -68,6 +76,8 @@ pub struct Setup<S> {
     pub scopes: Scopes,
     /// Whether `/sse` is described as a resource of its own, for clients that were given its address.
     pub sse_is_a_resource: bool,
+    /// Where sessions are kept that other processes may go on with; none: each lives in this process alone.
+    pub mcp_sessions: Option<McpSessions>,
     /// Whether calls can be served.
     pub ready: Arc<dyn Ready>,
     /// Further routes: the pages, REST. Only `Host` is checked for them. They authenticate by their own means, and
@@ -110,14 +120,15 @@ pub fn router<S: Service>(setup: Setup<S>) -> App {
 /// The same routes and the same layers, with `handler` behind them in the product's place. It finds the caller of each
 /// message where the product's does: in the extensions of the request's [`Parts`].
 pub fn router_to<S: Service, H: Handler>(handler: H, setup: Setup<S>) -> App {
-    let Setup { service, config, listen, issuers, scopes, sse_is_a_resource, ready, further, unhosted } = setup;
+    let Setup { service, config, listen, issuers, scopes, sse_is_a_resource, mcp_sessions, ready, further, unhosted } =
+        setup;
     let base = config.public_base();
     let gate = Arc::new(Gate::new(&config, listen));
     let stop =
         Stop { listening: CancellationToken::new(), answers: TaskTracker::new(), sessions: CancellationToken::new() };
     let described = &metadata::RESOURCES[..if sse_is_a_resource { 2 } else { 1 }];
     let challenges = Challenges::new(&base, described, &scopes);
-    let endpoint = Arc::new(Endpoint::new(service, handler, challenges, stop.clone()));
+    let endpoint = Arc::new(Endpoint::new(service, handler, challenges, mcp_sessions, stop.clone()));
 
     let protocol = Router::new()
         .route("/mcp", any(mcp::<S, H>))
@@ -157,6 +168,7 @@ struct Endpoint<S: Service, H: Handler> {
     handler: H,
     challenges: Challenges,
     sessions: Arc<Sessions>,
+    kept: Option<McpSessions>,
     manager: Arc<BoundSessionManager>,
     inner: Inner<H>,
     /// KiB of bodies that may still be taken in.
@@ -165,19 +177,20 @@ struct Endpoint<S: Service, H: Handler> {
 }
 
 impl<S: Service, H: Handler> Endpoint<S, H> {
-    fn new(service: Arc<S>, handler: H, challenges: Challenges, stop: Stop) -> Self {
+    fn new(service: Arc<S>, handler: H, challenges: Challenges, kept: Option<McpSessions>, stop: Stop) -> Self {
         let sessions = Sessions::new();
         let manager = Arc::new(BoundSessionManager::new(sessions.clone()));
         // Host and Origin were checked before, by name and for every route; here the bodies are bounded too.
-        let config = StreamableHttpServerConfig::default()
+        let mut config = StreamableHttpServerConfig::default()
             .disable_allowed_hosts()
             .with_json_response(true)
             .with_max_request_body_bytes(MAX_BODY_BYTES)
             .with_cancellation_token(stop.sessions.clone());
+        config.session_store = kept.clone().map(|kept| Arc::new(Kept(kept)) as Arc<dyn SessionStore>);
         let each = handler.clone();
         let inner = StreamableHttpService::new(move || Ok(each.clone()), manager.clone(), config);
         let room = Arc::new(Semaphore::new(BODY_BUDGET_KIB));
-        Self { service, handler, challenges, sessions, manager, inner, room, stop }
+        Self { service, handler, challenges, sessions, kept, manager, inner, room, stop }
     }
 
     async fn serve(&self, request: Request) -> Result<Response, Response> {
@@ -195,9 +208,13 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
         if is_modern(&parts.headers, None) {
             parts.headers.remove(SESSION_ID);
         } else {
-            self.session(&parts.headers, &caller)?;
+            self.session(&parts.headers, &caller).await?;
         }
+        let ended = if deletes { named(&parts.headers).map(str::to_owned) } else { None };
         let response = self.forward(caller, Request::from_parts(parts, Body::empty())).await;
+        if let Some(id) = ended {
+            self.end_kept(&id).await;
+        }
         // Some clients take 202 for a failure to end the session.
         if deletes && response.status() == StatusCode::ACCEPTED {
             return Ok(StatusCode::OK.into_response());
@@ -223,7 +240,7 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
             // 2026-07-28 has no sessions and ignores the header. Taken out, it cannot reach a session unchecked.
             parts.headers.remove(SESSION_ID);
         } else {
-            self.session(&parts.headers, &caller)?;
+            self.session(&parts.headers, &caller).await?;
         }
         Ok(self.forward_message(caller, parts, body, &message).await)
     }
@@ -236,12 +253,15 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
         message: &Message,
     ) -> Result<Response, Response> {
         let slot = self.reserve(&caller).await?;
+        let (person, params) = (caller.person().clone(), params_of(&body));
         let response = self.forward_message(caller, parts, body, message).await;
         if let Some(id) = response.headers().get(SESSION_ID).and_then(|id| id.to_str().ok()) {
-            slot.bind(id, &negotiated(message), Link::Streamable);
+            let kept = self.keep(id, &person, message, params).await;
+            slot.bind(id, &negotiated(message), Link::Streamable { kept });
             // It may have ended before it was bound, and will then not be removed a second time.
             if !self.manager.has_session(&id.into()).await.unwrap_or(false) {
                 self.sessions.remove(id);
+                self.end_kept(id).await;
             }
         }
         Ok(response)
@@ -288,7 +308,8 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
             retry_after(refuse(StatusCode::SERVICE_UNAVAILABLE, text), FULL_RETRY_S)
         })?;
         match evicted {
-            Some(Evicted { id, link: Link::Streamable }) => {
+            Some(Evicted { id, link: Link::Streamable { .. } }) => {
+                self.end_kept(&id).await;
                 if let Err(error) = self.manager.close_session(&id.into()).await {
                     tracing::warn!(%error, "http.session_not_closed");
                 }
@@ -300,12 +321,59 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
     }
 
     /// The revision of the session that a request names, where it names one: one of this caller's own, else none.
-    fn session(&self, headers: &HeaderMap, caller: &S::Caller) -> Result<Option<String>, NoSuchSession> {
-        let Some(id) = headers.get(SESSION_ID) else { return Ok(None) };
-        let found = id.to_str().ok().and_then(|id| self.sessions.find(id, caller.person()));
-        match found {
-            Some((revision, Link::Streamable)) => Ok(Some(revision)),
-            Some((_, Link::Stream { .. })) | None => Err(NoSuchSession),
+    async fn session(&self, headers: &HeaderMap, caller: &S::Caller) -> Result<Option<String>, Response> {
+        if !headers.contains_key(SESSION_ID) {
+            return Ok(None);
+        }
+        let id = named(headers).ok_or_else(no_such_session)?;
+        match self.sessions.find(id, caller.person()) {
+            Some((_, Link::Stream { .. })) => Err(no_such_session()),
+            Some((revision, Link::Streamable { kept })) if !kept || self.goes_on(id).await => Ok(Some(revision)),
+            Some((_, Link::Streamable { .. })) => {
+                // Ended at another process.
+                let _ = self.manager.close_session(&id.into()).await;
+                Err(no_such_session())
+            }
+            None => self.take_over(id, caller).await.map(Some),
+        }
+    }
+
+    /// Keeps a session that has begun, so that other processes can go on with it, and says whether they can.
+    async fn keep(&self, id: &str, person: &Person, message: &Message, params: Option<serde_json::Value>) -> bool {
+        let (Some(kept), Some(params)) = (&self.kept, params) else { return false };
+        let outcome = kept.keep(id, person, &negotiated(message), params).await;
+        if let Err(failure) = &outcome {
+            tracing::warn!(cause = failure.cause, "http.session_not_kept");
+        }
+        outcome.is_ok()
+    }
+
+    /// Whether a session that is known here was not ended elsewhere. Where that cannot be told it goes on.
+    async fn goes_on(&self, id: &str) -> bool {
+        match &self.kept {
+            Some(kept) => kept.goes_on(id).await.unwrap_or(true),
+            None => true,
+        }
+    }
+
+    /// Binds a session that another process began, where it is this caller's; rmcp then begins it here, too.
+    async fn take_over(&self, id: &str, caller: &S::Caller) -> Result<String, Response> {
+        let Some(kept) = &self.kept else { return Err(no_such_session()) };
+        let found = kept.find(id, caller.person()).await.map_err(|failure| {
+            tracing::warn!(cause = failure.cause, "http.session_not_looked_for");
+            // Not that there is none: the client would begin anew, and lose what it has.
+            retry_after(refuse(StatusCode::SERVICE_UNAVAILABLE, failure.message), STORE_RETRY_S)
+        })?;
+        let revision = found.ok_or_else(no_such_session)?;
+        let slot = self.reserve(caller).await?;
+        slot.bind(id, &revision, Link::Streamable { kept: true });
+        Ok(revision)
+    }
+
+    async fn end_kept(&self, id: &str) {
+        let Some(kept) = &self.kept else { return };
+        if let Err(failure) = kept.end(id).await {
+            tracing::warn!(cause = failure.cause, "http.session_not_ended");
         }
     }
 
@@ -340,13 +408,18 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
     }
 }
 
-/// A session that is unknown, ended, or somebody else's.
-struct NoSuchSession;
+/// The session that a request names.
+fn named(headers: &HeaderMap) -> Option<&str> {
+    headers.get(SESSION_ID)?.to_str().ok()
+}
 
-impl From<NoSuchSession> for Response {
-    fn from(_: NoSuchSession) -> Self {
-        no_such_session()
+/// The parameters of a message.
+fn params_of(body: &[u8]) -> Option<serde_json::Value> {
+    #[derive(serde::Deserialize)]
+    struct Params {
+        params: serde_json::Value,
     }
+    Some(serde_json::from_slice::<Params>(body).ok()?.params)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -10,8 +10,15 @@ use crate::store::{StoreError, Table, Write};
 const BATCH: usize = 100;
 
 /// What is over within minutes or hours, and is begun again more safely than gone on with.
-const SHORT_LIVED: [Table; 6] =
-    [Table::Flow, Table::Session, Table::Login, Table::AuthorizationCode, Table::ClientToken, Table::Refreshing];
+const SHORT_LIVED: [Table; 7] = [
+    Table::Flow,
+    Table::Session,
+    Table::Login,
+    Table::AuthorizationCode,
+    Table::ClientToken,
+    Table::Refreshing,
+    Table::McpSession,
+];
 
 /// What a backup brought back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -26,6 +26,7 @@ mod files;
 mod invariants;
 mod layering;
 mod life_of_a_call;
+mod mcp_sessions;
 mod migrate;
 mod offboarding;
 #[cfg(target_os = "linux")]

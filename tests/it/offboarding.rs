@@ -25,7 +25,7 @@ use crate::support::{Browser, OauthClient, TestObo, mail};
 const SEND: &str = "Google_SendEmail";
 const CLIENTS: &str = "[authorization_server]\nenabled = true\n";
 
-fn person(user: &str) -> Person {
+pub fn person(user: &str) -> Person {
     Person { tenant: "default".parse().unwrap(), source: Source::obo(), user: user.parse().unwrap() }
 }
 

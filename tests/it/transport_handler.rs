@@ -69,6 +69,7 @@ async fn ask(headers: &[(&str, &str)], message: &Value) -> (StatusCode, String) 
             issuers: Vec::new(),
             scopes: Scopes::default(),
             sse_is_a_resource: false,
+            mcp_sessions: None,
             ready: Arc::new(Always),
             further: axum::Router::new(),
             unhosted: axum::Router::new(),

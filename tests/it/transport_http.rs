@@ -54,6 +54,7 @@ impl Server {
             issuers: vec!["https://idp.example.com".to_owned()],
             scopes: Scopes::default(),
             sse_is_a_resource: false,
+            mcp_sessions: None,
             ready: Arc::new(Always(ready)),
             further: axum::Router::new().route("/further", axum::routing::post(|| async { "further" })),
             unhosted: axum::Router::new(),

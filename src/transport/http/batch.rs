@@ -34,7 +34,7 @@ pub(super) async fn serve<S: Service, H: Handler>(
         return Err(other());
     }
     // Without a session no revision is agreed on, and `initialize` must not stand in a batch (Lifecycle).
-    if endpoint.session(&parts.headers, &caller)?.as_deref() != Some(revision.as_str()) {
+    if endpoint.session(&parts.headers, &caller).await?.as_deref() != Some(revision.as_str()) {
         return Err(other());
     }
     let of_another = |message: &Message| message.is_initialize() || message.revision.is_some();

@@ -37,8 +37,8 @@ pub const MAX_SESSIONS: usize = 10_000;
 /// Most sessions of one person. The one that was used least recently gives way to a new one.
 pub const MAX_SESSIONS_PER_PERSON: usize = 100;
 
-/// How long a session lives without a message. People leave a conversation open over a working day.
-pub const SESSION_IDLE: Duration = Duration::from_secs(8 * 60 * 60);
+/// How long a session lives without a message.
+pub const SESSION_IDLE: Duration = crate::identity::mcp_session::IDLE;
 
 /// Most calls under way in one HTTP+SSE session, whose answers share one stream.
 pub const MAX_PENDING_PER_STREAM: usize = 256;

@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt as _};
 use rmcp::model::{ClientJsonRpcMessage, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_server::session::ServerSseMessage;
 use rmcp::transport::streamable_http_server::session::local::{LocalSessionManager, LocalSessionManagerError};
-use rmcp::transport::streamable_http_server::{SessionId, SessionManager};
+use rmcp::transport::streamable_http_server::{RestoreOutcome, SessionId, SessionManager};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,10 @@ struct Entry {
 #[derive(Clone)]
 pub(super) enum Link {
     /// By its id, through rmcp.
-    Streamable,
+    Streamable {
+        /// Whether other processes can go on with it, and end it.
+        kept: bool,
+    },
     /// Through its stream (HTTP+SSE).
     Stream {
         /// Where its messages go.
@@ -192,6 +195,10 @@ impl SessionManager for BoundSessionManager {
         self.inner.initialize_session(id, message).await
     }
 
+    async fn restore_session(&self, id: SessionId) -> Result<RestoreOutcome<Self::Transport>, Self::Error> {
+        self.inner.restore_session(id).await
+    }
+
     async fn has_session(&self, id: &SessionId) -> Result<bool, Self::Error> {
         self.inner.has_session(id).await
     }
@@ -243,7 +250,7 @@ mod tests {
 
     fn open(sessions: &Arc<Sessions>, user: &str, id: &str) -> Option<String> {
         let (slot, evicted) = sessions.reserve(&person(user)).unwrap();
-        slot.bind(id, "2025-11-25", Link::Streamable);
+        slot.bind(id, "2025-11-25", Link::Streamable { kept: false });
         evicted.map(|evicted| evicted.id)
     }
 

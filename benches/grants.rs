@@ -2,7 +2,8 @@
 //! cheaper than: the same point read of the same file, and opening a record of the same length. Then how soon
 //! `obo stdio` answers on that folder: its first list of tools, and its first call.
 //!
-//! `cargo bench --bench grants`, or with other sizes: `cargo bench --bench grants -- 1000 100000`
+//! `cargo bench --bench grants`, or with other sizes: `cargo bench --bench grants -- 1000 100000`, or from an empty database:
+//! `cargo bench --bench grants -- 100000 'postgresql://obo@%2Frun%2Fpostgresql/bench'`
 //!
 //! Rounds of each kind alternate, so the ratios say more than the figures.
 
@@ -28,6 +29,7 @@ use obo::id::{Person, Source, TenantId};
 use obo::keys::{Keys, OpenKeys};
 use obo::oauth::{Account, Oauth, TokenAnswer};
 use obo::secret::Secret;
+use obo::store::postgres::PostgresStore;
 use obo::store::sqlite::SqliteStore;
 use obo::store::{Record, RecordKey, Store, Table, Write};
 use obo::vault::{self, Grant, Vault};
@@ -58,6 +60,10 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let provider = runtime.block_on(calendar());
     println!("{LOOKUPS} lookups a round, {ROUNDS} rounds of each kind in turn, one at a time\n");
+    if let Some(url) = std::env::args().find(|argument| argument.starts_with("postgresql://")) {
+        let folder = tempfile::tempdir().unwrap();
+        return runtime.block_on(lookups_in_postgres(folder.path(), &provider, sizes[0], &url));
+    }
     for size in sizes {
         let folder = tempfile::tempdir().unwrap();
         runtime.block_on(lookups(folder.path(), &provider, size));
@@ -75,7 +81,8 @@ struct Filled {
 
 async fn lookups(folder: &Path, provider: &str, size: usize) {
     let began = Instant::now();
-    let filled = fill(folder, provider, size).await;
+    let store = Arc::new(SqliteStore::open(&folder.join("data")).unwrap());
+    let filled = fill(folder, store, provider, size).await;
     let filling = began.elapsed();
     let database = folder.join("data/obo.db");
     let bytes = database.metadata().unwrap().len();
@@ -90,40 +97,84 @@ async fn lookups(folder: &Path, provider: &str, size: usize) {
     let (raw, other) = (open(), open());
     let sealed = point_read(&raw, &key_of(&filled.keys, 0));
 
-    let (mut reading, mut opening, mut looking) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..=ROUNDS {
-        // Everywhere in the file, in no order, and no two rounds the same ones.
-        let chosen: Vec<usize> = (0..LOOKUPS).map(|n| mix(round * LOOKUPS + n) % size).collect();
-        let keys: Vec<RecordKey> = chosen.iter().map(|n| key_of(&filled.keys, *n)).collect();
-        let grants: Vec<Grant> = chosen.iter().map(|n| Grant { person: person(*n), ..filled.first.clone() }).collect();
+    let (mut reading, mut looking) = (Vec::new(), Vec::new());
+    for (chosen, keys) in rounds(&filled, size) {
         // In the page cache of the system for both, and in that of neither connection.
         keys.iter().for_each(|key| drop(point_read(&other, key)));
         let reads = times(&keys, |key| {
             assert_eq!(point_read(&raw, key).len(), sealed.len());
         });
-        let aead = Aead::of(sealed.len());
-        let opens = times(&keys, |_| aead.open());
-        let mut looks = Vec::with_capacity(LOOKUPS);
-        for grant in &grants {
-            let began = Instant::now();
-            let token = filled.vault.token_for(grant, &filled.google).await.unwrap();
-            looks.push(began.elapsed());
-            assert_eq!(token.expose(), TOKEN);
-        }
-        // The first round warms up.
-        if round > 0 {
-            reading.push(Figures::of(reads));
-            opening.push(Figures::of(opens));
-            looking.push(Figures::of(looks));
-        }
+        reading.push(Figures::of(reads));
+        looking.push(looked(&filled, &chosen).await);
     }
+    print(&reading, sealed.len(), &looking);
+}
+
+/// The same out of PostgreSQL, beside the same read by a client of its own.
+async fn lookups_in_postgres(folder: &Path, provider: &str, size: usize, url: &str) {
+    let store = Arc::new(PostgresStore::open(&Secret::new(url)).unwrap());
+    let began = Instant::now();
+    let filled = fill(folder, store, provider, size).await;
+    println!("{size} connections in PostgreSQL: filled in {:.1?}", began.elapsed());
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    // Row security shows nothing to whoever does not say whose rows it wants.
+    client.batch_execute("SET obo.scope = 'all'").await.unwrap();
+    let select = client
+        .prepare("SELECT key, owner, generation, expires_at, sealed FROM obo.record WHERE kind = $1 AND key = $2")
+        .await
+        .unwrap();
+    let kind = Table::Grant as u8 as i16;
+    let read = async |key: &RecordKey| -> Vec<u8> {
+        client.query_one(&select, &[&kind, &key.as_slice()]).await.unwrap().get("sealed")
+    };
+    let length = read(&key_of(&filled.keys, 0)).await.len();
+    let (mut reading, mut looking) = (Vec::new(), Vec::new());
+    for (chosen, keys) in rounds(&filled, size) {
+        let mut reads = Vec::with_capacity(keys.len());
+        for key in &keys {
+            let began = Instant::now();
+            assert_eq!(read(key).await.len(), length);
+            reads.push(began.elapsed());
+        }
+        reading.push(Figures::of(reads));
+        looking.push(looked(&filled, &chosen).await);
+    }
+    print(&reading, length, &looking);
+}
+
+/// What is looked up in each round: everywhere in the store, in no order, and no two rounds the same ones.
+fn rounds(filled: &Filled, size: usize) -> impl Iterator<Item = (Vec<usize>, Vec<RecordKey>)> {
+    (0..=ROUNDS).map(move |round| {
+        let chosen: Vec<usize> = (0..LOOKUPS).map(|n| mix(round * LOOKUPS + n) % size).collect();
+        let keys = chosen.iter().map(|n| key_of(&filled.keys, *n)).collect();
+        (chosen, keys)
+    })
+}
+
+async fn looked(filled: &Filled, chosen: &[usize]) -> Figures {
+    let grants: Vec<Grant> = chosen.iter().map(|n| Grant { person: person(*n), ..filled.first.clone() }).collect();
+    let mut looks = Vec::with_capacity(grants.len());
+    for grant in &grants {
+        let began = Instant::now();
+        let token = filled.vault.token_for(grant, &filled.google).await.unwrap();
+        looks.push(began.elapsed());
+        assert_eq!(token.expose(), TOKEN);
+    }
+    Figures::of(looks)
+}
+
+fn print(reading: &[Figures], sealed: usize, looking: &[Figures]) {
+    let aead = Aead::of(sealed);
+    let opening: Vec<Figures> = reading.iter().map(|_| Figures::of(times(&[(); LOOKUPS], |()| aead.open()))).collect();
     println!("                      median        p99");
-    let floor = Figures::middle(&reading);
-    for (name, of) in [("point read", &reading), ("open (AEAD)", &opening), ("token_for", &looking)] {
-        let Figures { median, p99 } = Figures::middle(of);
+    // The first round warms up.
+    for (name, of) in [("point read", reading), ("open (AEAD)", &opening), ("token_for", looking)] {
+        let Figures { median, p99 } = Figures::middle(&of[1..]);
         println!("  {name:<16} {:>8.1} µs {:>8.1} µs", micros(median), micros(p99));
     }
-    let ratio = Figures::middle(&looking).median.as_secs_f64() / floor.median.as_secs_f64();
+    let ratio =
+        Figures::middle(&looking[1..]).median.as_secs_f64() / Figures::middle(&reading[1..]).median.as_secs_f64();
     println!("  token_for is {ratio:.2} x the point read");
 }
 
@@ -214,7 +265,7 @@ fn key_of(keys: &OpenKeys, n: usize) -> RecordKey {
 }
 
 /// One connection as a consent would leave it, and copies of it for everybody else, sealed for them.
-async fn fill(folder: &Path, provider: &str, size: usize) -> Filled {
+async fn fill(folder: &Path, store: Arc<dyn Store>, provider: &str, size: usize) -> Filled {
     let key = folder.join("vault.key");
     std::fs::write(&key, [7u8; 32]).unwrap();
     #[cfg(unix)]
@@ -231,7 +282,6 @@ async fn fill(folder: &Path, provider: &str, size: usize) -> Filled {
     let config = Config::parse(&text, "obo.toml", folder, &Environment::default()).unwrap();
     let google = Arc::clone(load_catalog(&config).unwrap().provider("google").unwrap());
 
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("data")).unwrap());
     let keys = Keys::new(Arc::clone(&store), config.vault.key.clone());
     let egress = Egress::new(&config.network, &[]).unwrap();
     let vault = Vault::new(Arc::clone(&store), keys.clone(), Oauth::new(egress), Arc::new(SystemClock));

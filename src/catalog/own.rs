@@ -69,7 +69,11 @@ fn tool(declaration: Declaration, offered: &BTreeMap<ProviderId, String>) -> Res
 /// Lists the providers that can be connected, by id and by name.
 fn name_providers(input: &mut Map<String, Value>, offered: &BTreeMap<ProviderId, String>) {
     let Some(provider) = input.get_mut("properties").and_then(|all| all.get_mut("provider")) else { return };
-    let names: Vec<String> = offered.iter().map(|(id, name)| format!("\"{id}\" is {name}")).collect();
     provider["enum"] = offered.keys().map(|id| Value::from(id.as_str())).collect();
-    provider["description"] = Value::from(format!("The service: {}.", names.join(", ")));
+    // Most ids are the names in lower case, and need no words.
+    let unlike = offered.iter().filter(|(id, name)| !name.eq_ignore_ascii_case(id.as_str()));
+    let names: Vec<String> = unlike.map(|(id, name)| format!("{id} is {name}")).collect();
+    if !names.is_empty() {
+        provider["description"] = Value::from(format!("The service; {}.", names.join(", ")));
+    }
 }

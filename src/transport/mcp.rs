@@ -125,14 +125,18 @@ impl<S: Service> Mcp<S> {
             ToolNames::Underscore => listing.name.underscored(),
             ToolNames::Dotted => listing.name.to_string(),
         };
-        let annotations = ToolAnnotations::from_raw(
-            // 2025-03-26 has a title nowhere else.
-            Some(listing.title.clone()),
-            Some(listing.effect == Effect::Read),
-            Some(listing.effect == Effect::Destructive),
-            Some(listing.idempotent),
-            Some(true),
-        );
+        // Lists are read by models and paid for by the token. What the protocol takes for granted is left out (Tool
+        // Annotations: a tool writes, destroys, is not idempotent, and meets an open world), and so is a second title.
+        let annotations = match listing.effect {
+            Effect::Read => ToolAnnotations::from_raw(None, Some(true), None, None, None),
+            Effect::Write => {
+                ToolAnnotations::from_raw(None, None, Some(false), listing.idempotent.then_some(true), None)
+            }
+            // Taken for granted too, and said all the same: it is what people are warned of.
+            Effect::Destructive => {
+                ToolAnnotations::from_raw(None, None, Some(true), listing.idempotent.then_some(true), None)
+            }
+        };
         let mut meta = MetaObject::new();
         meta.insert("obo/name".to_owned(), Value::from(listing.name.as_str()));
         Tool::new(name, listing.description.clone(), listing.input.clone())

@@ -81,6 +81,8 @@ pub struct Provider {
     pub oauth: provider::OauthManifest,
     /// How to learn which account was connected. `origin` is applied.
     pub account: provider::AccountManifest,
+    /// Header fields of every request, OAuth's too.
+    pub headers: HeaderMap,
     /// What scopes mean, in words.
     pub scopes: BTreeMap<String, String>,
     /// The client; none: its tools are not offered.
@@ -121,6 +123,11 @@ impl Provider {
             account_label: program("label", &manifest.account.label, &[])?,
             errors: ErrorRules::compile(&manifest.errors)?,
         };
+        let headers = manifest
+            .headers
+            .iter()
+            .map(|(name, value)| provider::header(name, value))
+            .collect::<Result<HeaderMap, Finding>>()?;
         let client = config.client_id.clone().map(|id| ProviderClient { id, secret: config.client_secret.clone() });
         Ok(Self {
             id,
@@ -128,6 +135,7 @@ impl Provider {
             servers: manifest.servers,
             oauth: manifest.oauth,
             account: manifest.account,
+            headers,
             scopes: manifest.scopes,
             client,
             programs,
@@ -234,6 +242,7 @@ pub struct Api {
     pub scopes_any_of: Vec<Vec<String>>,
     steps: Vec<Step>,
     response: Program,
+    response_reads_input: bool,
     facts: BTreeMap<String, Fact>,
 }
 
@@ -280,7 +289,12 @@ impl Tool {
             let reason = "a tool whose effect is \"read\" makes a PUT, PATCH or DELETE request".to_owned();
             return Err(Finding::at("effect", reason, "write effect = \"write\" or \"destructive\""));
         }
-        let bound: Vec<&str> = bound.iter().map(String::as_str).collect();
+        let mut bound: Vec<&str> = bound.iter().map(String::as_str).collect();
+        // A copy of the arguments, which may be large, is made only for those who look.
+        let response_reads_input = manifest.response.value.contains(request::INPUT);
+        if response_reads_input {
+            bound.push(request::INPUT);
+        }
         let response = program("value", &manifest.response.value, &bound)?;
         let facts = manifest
             .facts
@@ -292,7 +306,16 @@ impl Tool {
             (None, Some(sets)) => sets,
             (None, None) => Vec::new(),
         };
-        let api = Api { name: name.clone(), effect: manifest.effect, provider, scopes_any_of, steps, response, facts };
+        let api = Api {
+            name: name.clone(),
+            effect: manifest.effect,
+            provider,
+            scopes_any_of,
+            steps,
+            response,
+            response_reads_input,
+            facts,
+        };
         Ok(Self {
             name,
             title: manifest.title,
@@ -329,9 +352,15 @@ impl Api {
         &self.steps
     }
 
-    /// Computes the value of a call from the last answer; reads the answers of the steps with a name, in their order.
+    /// Computes the value of a call from the last answer; reads the answers of the steps with a name, in their order, and
+    /// then the arguments where [`Api::response_reads_input`].
     pub fn response(&self) -> &Program {
         &self.response
+    }
+
+    /// Whether the program of the response reads the arguments.
+    pub fn response_reads_input(&self) -> bool {
+        self.response_reads_input
     }
 
     /// What policies may ask about the arguments, by name.
@@ -368,6 +397,10 @@ struct PathArguments<'a> {
 }
 
 impl PathArguments<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.input.get("properties").is_some_and(|properties| properties.get(name).is_some())
+    }
+
     fn check(&self, name: &str) -> Result<(), Finding> {
         let wrong = |reason: String, mend: &str| Err(Finding::at("url", reason, mend));
         let Some(schema) = self.input.get("properties").and_then(|properties| properties.get(name)) else {
@@ -492,6 +525,38 @@ pub(crate) mod tests {
     fn try_tool(text: &str) -> Result<Arc<Tool>, Finding> {
         let manifest = parse_tool_manifest(text).map_err(|mut findings| findings.remove(0))?;
         Tool::new(manifest, Arc::new(provider())).map(Arc::new)
+    }
+
+    #[test]
+    fn what_the_url_names_is_an_argument_or_computed_and_nothing_else() {
+        let with = |rest: &str| {
+            try_tool(&format!(
+                "name = \"Example.Do\"\ntitle = \"T\"\ndescription = \"D\"\nscopes = []\neffect = \"read\"\n\
+                 [input]\ntype = \"object\"\nrequired = [\"id\"]\nproperties.id.type = \"string\"\n{rest}"
+            ))
+            .err()
+            .map(|finding| finding.reason)
+        };
+        let request =
+            |url: &str, path: &str| with(&format!("[request]\nmethod = \"GET\"\nurl = \"{{api}}/{url}\"\n{path}"));
+        assert_eq!(request("{id}/{id*}", ""), None);
+        assert_eq!(request("{id}/{place}", "path.place = '.id'"), None);
+        for (url, path, reason) in [
+            ("{place}", "", "is not an argument"),
+            ("{place*}", "", "is not an argument"),
+            ("{id}", "path.place = '.id'", "the URL has no {place}"),
+            ("{id}", "path.id = '.id'", "is an argument too"),
+            ("{place}", "path.place = '$later'", "is not defined"),
+        ] {
+            let found = request(url, path).unwrap_or_default();
+            assert!(found.contains(reason), "{url} {path}: {found}");
+        }
+        let input = "[[step]]\nbind = \"input\"\nrequest = { method = \"GET\", url = \"{api}/x\" }\n";
+        assert!(with(input).unwrap().contains("cannot be the name of an answer"));
+        assert_eq!(with("[request]\nmethod = \"GET\"\nurl = \"{api}/x\"\n[response]\nvalue = '$input.id'\n"), None);
+        // Elsewhere they are what programs begin with.
+        let query = "[request]\nmethod = \"GET\"\nurl = \"{api}/x\"\nquery.q = '$input.id'\n";
+        assert!(with(query).unwrap().contains("is not defined"));
     }
 
     #[test]

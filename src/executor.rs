@@ -179,7 +179,10 @@ impl<'a> Run<'a> {
         }
         let heavy = self.heavy || answers.len() + tool.steps().len() > 1 || encoded_length(&last) > HEAVY_BYTES;
         let (tool, guard, at) = (Arc::clone(tool), Arc::clone(&self.guard), self.circumstances(false));
-        self.work(heavy, move || finish(&tool, at, &guard, &last, &answers)).await?.map_err(RunError::Failed)
+        let arguments = Arc::clone(&self.arguments);
+        self.work(heavy, move || finish(&tool, at, &guard, &last, &answers, &arguments))
+            .await?
+            .map_err(RunError::Failed)
     }
 
     /// The answer of a step, or the array of its answers.
@@ -283,8 +286,15 @@ impl<'a> Run<'a> {
 }
 
 /// Computes the value and looks at it once more before it goes back.
-fn finish(tool: &Api, at: Circumstances, guard: &Guard, last: &Value, answers: &[Value]) -> Result<Value, Failure> {
-    let variables: Vec<&Value> = answers.iter().collect();
+fn finish(
+    tool: &Api,
+    at: Circumstances,
+    guard: &Guard,
+    last: &Value,
+    answers: &[Value],
+    arguments: &Value,
+) -> Result<Value, Failure> {
+    let variables: Vec<&Value> = answers.iter().chain(tool.response_reads_input().then_some(arguments)).collect();
     let failed = |code: Code, message: String| judge::after_changes(at, Failure::new(code, message));
     let provider = &tool.provider.name;
     let value = tool.response().run(last, &variables).map_err(|error| match error {

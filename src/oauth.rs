@@ -15,7 +15,7 @@ use oauth2::{
 };
 use url::Url;
 
-use crate::catalog::provider::{AccountManifest, AccountMethod, ClientAuth};
+use crate::catalog::provider::{AccountManifest, AccountMethod, ClientAuth, TokenBody};
 use crate::catalog::{Provider, ProviderClient};
 use crate::egress::{Answer, Egress, EgressError, Limits, json};
 use crate::secret::Secret;
@@ -248,7 +248,7 @@ impl Oauth {
             AccountMethod::Get => self.egress.request(Method::GET, url.clone()),
             AccountMethod::Post | AccountMethod::Introspect => self.egress.request(Method::POST, url.clone()),
         };
-        let request = request.header(ACCEPT, "application/json");
+        let request = request.headers(provider.headers.clone()).header(ACCEPT, "application/json");
         let request = match (method, body) {
             (AccountMethod::Get, _) => request.header(AUTHORIZATION, bearer(access_token)?),
             (AccountMethod::Post, Some(body)) => request
@@ -289,6 +289,14 @@ impl Oauth {
         let (parts, body) = request.into_parts();
         let url = Url::parse(&parts.uri.to_string()).map_err(|_| OauthError::Unavailable("bad_url".to_owned()))?;
         let mut headers = parts.headers;
+        headers.extend(provider.headers.clone());
+        let body = match provider.oauth.token_body {
+            TokenBody::Form => body,
+            TokenBody::Json => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                as_json(body)
+            }
+        };
         if let Some(credentials) = headers.get_mut(AUTHORIZATION) {
             credentials.set_sensitive(true);
         }
@@ -358,6 +366,15 @@ fn finish<E: oauth2::ErrorResponse + 'static>(
         // The crate read what we wrote for it, or could not write the request; its texts may quote the answer.
         Err(_) => Err(OauthError::Unavailable("not_a_token_answer".to_owned())),
     }
+}
+
+/// The fields of a form as a JSON object.
+fn as_json(form: Vec<u8>) -> Vec<u8> {
+    let form = zeroize::Zeroizing::new(form);
+    let fields: serde_json::Map<_, _> = url::form_urlencoded::parse(&form)
+        .map(|(name, value)| (name.into_owned(), value.into_owned().into()))
+        .collect();
+    serde_json::Value::Object(fields).to_string().into_bytes()
 }
 
 fn bearer(token: &Secret) -> Result<HeaderValue, OauthError> {

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use http::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use url::Url;
 
 use super::Finding;
+use super::request::header_name;
 use crate::schema::nearest;
 use crate::secret::Secret;
 
@@ -20,6 +22,10 @@ pub struct ProviderManifest {
     pub name: String,
     /// The API servers, by the name that tool URLs begin with: `{calendar}/calendars/…`. Paths are kept.
     pub servers: BTreeMap<String, Url>,
+    /// Header fields of every request to this provider, OAuth's too, by name: fixed texts, such as the version of its API
+    /// that the manifests are written for. Only a few names are allowed; a tool's own come before them.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
     /// How a person connects.
     pub oauth: OauthManifest,
     /// How to learn which account was connected.
@@ -52,6 +58,9 @@ pub struct OauthManifest {
     /// How the client authenticates at the token endpoint.
     #[serde(default)]
     pub client_auth: ClientAuth,
+    /// How requests to the token endpoint are written.
+    #[serde(default)]
+    pub token_body: TokenBody,
     /// Whether to send a PKCE S256 challenge (RFC 7636).
     #[serde(default = "yes")]
     pub pkce: bool,
@@ -107,6 +116,17 @@ pub enum ClientAuth {
     Basic,
 }
 
+/// How requests to the token endpoint are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenBody {
+    /// As a form (RFC 6749 §4.1.3).
+    #[default]
+    Form,
+    /// As a JSON object of the same names.
+    Json,
+}
+
 /// What a refresh does to the refresh token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -142,6 +162,8 @@ pub enum RevokeStyle {
     Form,
     /// A POST with the token as bearer.
     Bearer,
+    /// A JSON object with `token`, the client's credentials as HTTP Basic.
+    Json,
     /// GitHub's: DELETE of `url/{client_id}/grant`, the token as JSON, the client's credentials as HTTP Basic.
     ApplicationGrant,
 }
@@ -239,6 +261,9 @@ impl ProviderManifest {
         let servers = self.servers.iter().map(|(name, url)| (name.as_str(), url));
         for (key, url) in fixed.into_iter().chain(revoke).chain(servers.clone()) {
             check_url(url).map_err(|reason| Finding::at(key, format!("{key} {reason}"), "write https://host/path"))?;
+        }
+        for (name, value) in &self.headers {
+            header(name, value)?;
         }
         for (key, url) in servers {
             if url.query().is_some() {
@@ -355,6 +380,15 @@ const RESERVED_AUTHORIZE_PARAMS: &[&str] = &[
     "response_type",
     "state",
 ];
+
+/// A header field of every request.
+pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Finding> {
+    let header = header_name(name)?;
+    match HeaderValue::from_str(value) {
+        Ok(text) if value.is_ascii() => Ok((header, text)),
+        _ => Err(Finding::at(name, format!("the text of {name} is not one line of ASCII"), "correct it")),
+    }
+}
 
 fn check_url(url: &Url) -> Result<(), &'static str> {
     match (url.scheme(), url.host()) {

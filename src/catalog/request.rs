@@ -1,5 +1,6 @@
 //! Requests as manifests describe them: compiled, and their URLs filled in.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use http::{HeaderName, Method};
@@ -17,6 +18,8 @@ use crate::schema::nearest;
 pub const MAX_STEPS: usize = 5;
 /// The most elements that `each` runs over.
 pub const MAX_EACH: usize = 25;
+/// The most parts of an argument that has several.
+const MAX_PATH_PARTS: usize = 64;
 /// The longest argument in a path, in bytes.
 const MAX_PATH_ARGUMENT_BYTES: usize = 1024;
 
@@ -59,6 +62,8 @@ pub struct Request {
     pub method: Method,
     /// Where to.
     pub url: UrlTemplate,
+    /// Segments of the URL that are computed.
+    pub path: Vec<(String, Program)>,
     /// Query parameters.
     pub query: Vec<(String, Program)>,
     /// Header fields.
@@ -80,6 +85,9 @@ pub enum BodyKind {
     Multipart,
 }
 
+/// The name of the arguments in programs over an answer.
+pub(super) const INPUT: &str = "$input";
+
 /// A URL of one of the provider's servers, with arguments as whole path segments.
 #[derive(Debug)]
 pub struct UrlTemplate {
@@ -91,6 +99,8 @@ pub struct UrlTemplate {
 enum Segment {
     Fixed(String),
     Argument(String),
+    /// An argument with parts, each of them a segment.
+    Parts(String),
     Item,
 }
 
@@ -126,27 +136,35 @@ impl UrlTemplate {
     /// The names of the arguments in the path.
     fn arguments(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
-            Segment::Argument(name) => Some(name.as_str()),
+            Segment::Argument(name) | Segment::Parts(name) => Some(name.as_str()),
             _ => None,
         })
     }
 
-    /// Fills in arguments, an object, and, in a step with `each`, the element.
+    /// Fills in arguments, an object; what was computed, in their place; and, in a step with `each`, the element.
     ///
-    /// The result is on the server, below its path, whatever the arguments are (T12): each argument is one segment,
-    /// and the parsed URL is compared with the server's.
+    /// The result is on the server, below its path, whatever the arguments are (T12): each argument is one segment, or each
+    /// of its parts is, and the parsed URL is compared with the server's. What was computed is held to the same: it may come
+    /// from an answer.
     ///
     /// # Errors
     /// `invalid_arguments`, naming the argument, when it cannot be a path segment.
-    pub fn expand(&self, arguments: &Value, item: Option<&Value>) -> Result<Url, Failure> {
+    pub fn expand(
+        &self,
+        arguments: &Value,
+        computed: &BTreeMap<&str, Value>,
+        item: Option<&Value>,
+    ) -> Result<Url, Failure> {
         let mut url = self.server.clone();
         let base = self.server.path().trim_end_matches('/').to_owned();
         let mut path = base.clone();
+        let value = |name: &str| computed.get(name).or_else(|| arguments.get(name));
         for segment in &self.segments {
             path.push('/');
             match segment {
                 Segment::Fixed(text) => path.push_str(text),
-                Segment::Argument(name) => path.push_str(&encoded(name, arguments.get(name))?),
+                Segment::Argument(name) => path.push_str(&encoded(name, value(name))?),
+                Segment::Parts(name) => path.push_str(&encoded_parts(name, value(name))?),
                 Segment::Item => path.push_str(&encoded("item", item)?),
             }
         }
@@ -168,6 +186,7 @@ impl fmt::Display for UrlTemplate {
         self.segments.iter().try_for_each(|segment| match segment {
             Segment::Fixed(text) => write!(f, "/{text}"),
             Segment::Argument(name) => write!(f, "/{{{name}}}"),
+            Segment::Parts(name) => write!(f, "/{{{name}*}}"),
             Segment::Item => f.write_str("/{item}"),
         })
     }
@@ -180,7 +199,10 @@ impl Segment {
             return match name {
                 "item" if each => Ok(Self::Item),
                 name if is_identifier(name) => Ok(Self::Argument(name.to_owned())),
-                _ => wrong("write {argument}, with the name of an argument"),
+                name => match name.strip_suffix('*') {
+                    Some(name) if is_identifier(name) => Ok(Self::Parts(name.to_owned())),
+                    _ => wrong("write {argument}, or {argument*} for one with parts, with the name of an argument"),
+                },
             };
         }
         let fixed = |b: u8| b.is_ascii_alphanumeric() || b"-._~:@$".contains(&b);
@@ -191,6 +213,20 @@ impl Segment {
             _ => wrong("an {argument} must be a whole segment; other segments are letters, digits and -._~:@$"),
         }
     }
+}
+
+/// The parts of a text, as many segments.
+fn encoded_parts(name: &str, value: Option<&Value>) -> Result<String, Failure> {
+    let refuse = |why: &str| Err(Failure::new(Code::InvalidArguments, format!("{name} {why}")));
+    let Some(Value::String(text)) = value else { return encoded(name, value) };
+    if text.len() > MAX_PATH_ARGUMENT_BYTES || text.split('/').count() > MAX_PATH_PARTS {
+        return refuse("is too long to be part of the provider's URL");
+    }
+    if text.split('/').any(str::is_empty) {
+        return refuse("must be parts with one '/' between them, as in docs/guide.md, and none before or after");
+    }
+    let parts: Result<Vec<_>, _> = text.split('/').map(|part| encoded(name, Some(&Value::from(part)))).collect();
+    Ok(parts?.join("/"))
 }
 
 fn encoded(name: &str, value: Option<&Value>) -> Result<String, Failure> {
@@ -250,9 +286,13 @@ pub(super) fn compile_steps(
         }
         let bind = step.bind.as_ref().map(|name| format!("${name}"));
         if let (Some(name), Some(bind)) = (&step.bind, &bind) {
-            if !is_identifier(name) || name == "item" || bound.contains(bind) {
+            if !is_identifier(name) || name == "item" || bind == INPUT || bound.contains(bind) {
                 let reason = format!("{name:?} cannot be the name of an answer");
-                return Err(Finding::at("bind", reason, "use another name of letters, digits and '_', not \"item\""));
+                return Err(Finding::at(
+                    "bind",
+                    reason,
+                    "use another name of letters, digits and '_', not \"item\" or \"input\"",
+                ));
             }
             bound.push(bind.clone());
         }
@@ -273,9 +313,24 @@ fn compile_request(
         variables.push("$item");
     }
     let url = UrlTemplate::parse(&manifest.url, provider, each)?;
-    for name in url.arguments() {
+    let named: BTreeSet<&str> = url.arguments().collect();
+    for name in named.iter().filter(|name| !manifest.path.contains_key(**name)) {
         known.check(name)?;
     }
+    let path = manifest
+        .path
+        .iter()
+        .map(|(name, source)| {
+            let wrong = |reason: String, mend: &str| Err(Finding::at(name, reason, mend));
+            if !named.contains(name.as_str()) {
+                return wrong(format!("the URL has no {{{name}}}"), "write it into the URL, or take it out of path");
+            }
+            if known.has(name) {
+                return wrong(format!("{name:?} is an argument too"), "use another name");
+            }
+            Ok((name.clone(), program(name, source, &variables)?))
+        })
+        .collect::<Result<_, Finding>>()?;
     let query = manifest
         .query
         .iter()
@@ -311,14 +366,14 @@ fn compile_request(
         tool::Method::Patch => Method::PATCH,
         tool::Method::Delete => Method::DELETE,
     };
-    Ok(Request { method, url, query, headers, body })
+    Ok(Request { method, url, path, query, headers, body })
 }
 
 pub(super) fn program(key: &str, source: &str, variables: &[&str]) -> Result<Program, Finding> {
     Program::compile(source, variables).map_err(|e| Finding::at(key, e.to_string(), "correct the jq program"))
 }
 
-fn header_name(name: &str) -> Result<HeaderName, Finding> {
+pub(super) fn header_name(name: &str) -> Result<HeaderName, Finding> {
     let lower = name.to_ascii_lowercase();
     match HeaderName::from_bytes(lower.as_bytes()) {
         Ok(header) if HEADERS.contains(&lower.as_str()) => Ok(header),
@@ -354,7 +409,7 @@ mod tests {
     }
 
     fn expand(id: Value) -> Result<String, Failure> {
-        one_argument().expand(&json!({"id": id}), None).map(String::from)
+        one_argument().expand(&json!({"id": id}), &BTreeMap::new(), None).map(String::from)
     }
 
     #[test]
@@ -407,7 +462,15 @@ mod tests {
     #[test]
     fn templates_are_a_server_and_whole_segments() {
         let provider = crate::catalog::tests::provider();
-        for text in ["{api}", "{api}/", "{api}/a/b.c", "{api}/a/{id}/b", "{api}/~x/$batch/a:b"] {
+        for text in [
+            "{api}",
+            "{api}/",
+            "{api}/a/b.c",
+            "{api}/a/{id}/b",
+            "{api}/a/{id*}/b",
+            "{api}/{id*}",
+            "{api}/~x/$batch/a:b",
+        ] {
             assert!(UrlTemplate::parse(text, &provider, false).is_ok(), "{text}");
         }
         for text in [
@@ -430,6 +493,11 @@ mod tests {
             "{api",
             "{api}/ä",
             "{api}/a\\b",
+            "{api}/{id*}x",
+            "{api}/{*}",
+            "{api}/{id**}",
+            "{api}/{*id}",
+            "{api}/{id/}",
         ] {
             assert!(UrlTemplate::parse(text, &provider, false).is_err(), "{text}");
         }
@@ -438,9 +506,64 @@ mod tests {
     #[test]
     fn the_element_of_a_step_is_a_segment_too() {
         let template = template(vec![Segment::Item]);
-        assert_eq!(template.expand(&json!({}), Some(&json!("x y"))).unwrap().path(), "/v1/x%20y");
-        assert!(template.expand(&json!({}), Some(&json!("../x"))).is_err());
-        assert!(template.expand(&json!({}), None).is_err());
+        let expand = |item: Option<&Value>| template.expand(&json!({}), &BTreeMap::new(), item);
+        assert_eq!(expand(Some(&json!("x y"))).unwrap().path(), "/v1/x%20y");
+        assert!(expand(Some(&json!("../x"))).is_err());
+        assert!(expand(None).is_err());
+    }
+
+    fn parts(path: Value) -> Result<String, Failure> {
+        let template = template(vec![
+            Segment::Fixed("contents".into()),
+            Segment::Parts("path".into()),
+            Segment::Fixed("raw".into()),
+        ]);
+        template.expand(&json!({"path": path}), &BTreeMap::new(), None).map(String::from)
+    }
+
+    #[test]
+    fn an_argument_with_parts_is_as_many_segments() {
+        for (path, expected) in [
+            (json!("README.md"), "README.md"),
+            (json!("docs/a guide.md"), "docs/a%20guide.md"),
+            (json!(".github/x?y#z"), ".github/x%3Fy%23z"),
+            (json!("a/.../ä"), "a/.../%C3%A4"),
+            (json!(7), "7"),
+        ] {
+            assert_eq!(parts(path).unwrap(), format!("https://api.example.com/v1/contents/{expected}/raw"));
+        }
+        for path in [
+            json!(""),
+            json!("/"),
+            json!("/etc/passwd"),
+            json!("docs/"),
+            json!("a//b"),
+            json!(".."),
+            json!("../x"),
+            json!("a/../../x"),
+            json!("a/./b"),
+            json!("a/%2e%2e/b"),
+            json!("a%2Fb"),
+            json!("a\\b"),
+            json!("a/b\r\nc"),
+            json!("x/".repeat(70) + "x"),
+            json!("x/".repeat(600) + "x"),
+            json!(null),
+            json!(["a"]),
+        ] {
+            let failure = parts(path.clone()).unwrap_err();
+            assert_eq!(failure.code, Code::InvalidArguments, "{path}");
+            assert!(failure.message.starts_with("path "), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn what_is_computed_takes_the_place_of_an_argument_and_is_held_to_the_same() {
+        let expand = |id: Value| one_argument().expand(&json!({"id": "other"}), &BTreeMap::from([("id", id)]), None);
+        assert_eq!(expand(json!("a b")).unwrap().path(), "/v1/calendars/a%20b/events");
+        for hostile in [json!(".."), json!("a/b"), json!("//evil.example"), json!("%2e%2e"), json!(null), json!({})] {
+            assert!(expand(hostile.clone()).is_err(), "{hostile}");
+        }
     }
 
     #[test]
@@ -465,6 +588,20 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn no_argument_with_parts_changes_the_rest_of_the_url(path in "[a-c./%\\\\ ä]{0,12}") {
+            if let Ok(url) = parts(json!(path)) {
+                let url = Url::parse(&url).unwrap();
+                let segments: Vec<_> = url.path_segments().unwrap().collect();
+                proptest::prop_assert_eq!(url.host_str(), Some("api.example.com"));
+                proptest::prop_assert_eq!((segments[0], segments[1], *segments.last().unwrap()), ("v1", "contents", "raw"));
+                let inner = &segments[2..segments.len() - 1];
+                proptest::prop_assert!(inner.iter().all(|one| !matches!(*one, "" | "." | "..")));
+                let decoded = percent_encoding::percent_decode_str(&inner.join("/")).decode_utf8().unwrap().into_owned();
+                proptest::prop_assert_eq!(decoded, path);
+            }
+        }
+
         #[test]
         fn no_argument_changes_the_rest_of_the_url(id in "\\PC{0,40}") {
             if let Ok(url) = expand(json!(id)) {

@@ -74,8 +74,13 @@ pub struct RequestManifest {
     pub method: Method,
     /// Begins with `{server}`, the name of a server of provider.toml; then path segments, each of them either fixed or
     /// `{argument}`. The argument must be required or have a default, and be text, an integer or a boolean. It is
-    /// percent-encoded.
+    /// percent-encoded. `{argument*}` is one that may have parts, as the path of a file has: each part between its '/' is
+    /// a segment of its own. `{name}` may also be one of `path`.
     pub url: String,
+    /// Segments of the URL that are no arguments, by the name that stands there in braces: jq programs that yield text, an
+    /// integer or a boolean. With them an id that an earlier step has found can be part of the URL.
+    #[serde(default)]
+    pub path: BTreeMap<String, String>,
     /// Query parameters, by name: jq programs. Null leaves the parameter out, an array repeats it.
     #[serde(default)]
     pub query: BTreeMap<String, String>,
@@ -114,7 +119,8 @@ pub enum Method {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResponseManifest {
-    /// A jq program over the answer of the last request, which may read the answers of earlier ones as `$name`.
+    /// A jq program over the answer of the last request, which may read the answers of earlier ones as `$name`, and the
+    /// arguments as `$input`.
     pub value: String,
 }
 

@@ -117,7 +117,11 @@ impl Inputs<'_> {
     /// One request of a step.
     pub(super) fn request(&self, step: &Step, element: Option<&Value>) -> Result<Planned, Failure> {
         let request = &step.request;
-        let mut url = request.url.expand(self.arguments, element)?;
+        let mut computed = BTreeMap::new();
+        for (name, program) in &request.path {
+            computed.insert(name.as_str(), self.value(name, program, element)?);
+        }
+        let mut url = request.url.expand(self.arguments, &computed, element)?;
         let mut query = Vec::new();
         for (name, program) in &request.query {
             let value = self.value(name, program, element)?;
@@ -135,6 +139,9 @@ impl Inputs<'_> {
             ("authorization".to_owned(), MASKED.to_owned()),
             ("user-agent".to_owned(), USER_AGENT.to_owned()),
         ]);
+        for (name, value) in &self.tool.provider.headers {
+            headers.insert(name.as_str().to_owned(), value.to_str().map_err(Failure::internal)?.to_owned());
+        }
         for (name, program) in &request.headers {
             let text = match self.value(name.as_str(), program, element)? {
                 Value::Null => continue,

@@ -321,6 +321,41 @@ async fn later_steps_read_the_answers_of_earlier_ones() {
     assert_eq!(script.asked.lock().unwrap()[1].body, Body::Json(json!({"of": 1})));
 }
 
+/// Finds the place of the call in a first answer: `path.place`.
+fn placed() -> Arc<Tool> {
+    manifest(
+        "read",
+        "[[step]]\nbind = \"places\"\n[step.request]\nmethod = \"GET\"\nurl = \"{api}/places\"\n\
+         [[step]]\n[step.request]\nmethod = \"GET\"\nurl = \"{api}/in/{place}/things/{id*}\"\n\
+         path.place = 'if ($places | length) > 1 then error(\"which of \\($places | join(\", \"))?\") else $places[0] end'\n\
+         [response]\nvalue = '{place: $places[0], asked: $input.id, n: .n}'\n",
+    )
+}
+
+#[tokio::test]
+async fn a_step_goes_where_an_earlier_answer_says_and_the_value_knows_the_arguments() {
+    let script = Script::of([json_answer(json!(["a b"])), json_answer(json!({"n": 1}))]);
+    let value = run_with(&placed(), json!({"id": "x/y z"}), &script).await.unwrap();
+    assert_eq!(value, json!({"place": "a b", "asked": "x/y z", "n": 1}));
+    assert_eq!(script.asked()[1], "GET https://api.example.com/v1/in/a%20b/things/x/y%20z");
+}
+
+#[tokio::test]
+async fn an_answer_leads_nowhere_else_than_a_segment_of_the_server() {
+    for hostile in [json!([".."]), json!(["../../v2"]), json!(["a/b"]), json!(["%2e%2e"]), json!([null]), json!([{}])] {
+        let script = Script::of([json_answer(hostile.clone())]);
+        let failure = match run_with(&placed(), json!({}), &script).await {
+            Err(RunError::Failed(failure)) => failure,
+            other => panic!("{hostile}: {other:?}"),
+        };
+        assert_eq!(failure.code, Code::InvalidArguments, "{hostile}");
+        assert_eq!(script.asked().len(), 1, "{hostile}");
+    }
+    let script = Script::of([json_answer(json!(["a", "b"]))]);
+    let Err(RunError::Failed(failure)) = run_with(&placed(), json!({}), &script).await else { panic!() };
+    assert_eq!((failure.code, failure.message.as_str()), (Code::InvalidArguments, "which of a, b?"));
+}
+
 #[tokio::test]
 async fn a_call_that_changed_something_is_not_to_be_repeated() {
     let with = |second: Result<Answer, EgressError>| Script::of([json_answer(json!({"id": 1})), second]);

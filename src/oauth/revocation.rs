@@ -29,7 +29,14 @@ pub(super) fn request(
     if manifest.style == RevokeStyle::ApplicationGrant {
         return application_grant(egress, provider, manifest, token);
     }
-    let request = egress.request(Method::POST, manifest.url.clone()).header(ACCEPT, "application/json");
+    let request = egress.request(Method::POST, manifest.url.clone()).headers(provider.headers.clone());
+    let request = request.header(ACCEPT, "application/json");
+    if manifest.style == RevokeStyle::Json {
+        let client = provider.client.as_ref()?;
+        let request = request.header(AUTHORIZATION, basic(&client.id, client.secret.as_ref()?)?);
+        let body = json!({"token": token.expose()}).to_string();
+        return Some(request.header(CONTENT_TYPE, "application/json").body(body));
+    }
     if manifest.style == RevokeStyle::Bearer {
         return Some(request.header(AUTHORIZATION, bearer(token).ok()?).header(CONTENT_LENGTH, "0"));
     }

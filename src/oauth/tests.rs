@@ -350,6 +350,48 @@ async fn a_grant_is_ended_with_the_client_s_credentials() {
 }
 
 #[tokio::test]
+async fn a_provider_that_wants_json_and_a_header_gets_both() {
+    let stub = Stub::start(|asked| match asked.path() {
+        "/token" => Reply::json(200, r#"{"access_token":"at","token_type":"bearer","refresh_token":"rt"}"#),
+        "/me" => Reply::json(200, r#"{"id":"1","email":"a@example.com"}"#),
+        _ => Reply::json(200, r#"{"request_id":"x"}"#),
+    })
+    .await;
+    let more = format!(
+        "client_auth = 'basic'\ntoken_body = 'json'\nrevoke = {{ url = '{}', style = 'json' }}\n[headers]\nNotion-Version = '2022-06-28'\n",
+        stub.url("/revoke")
+    );
+    let (provider, oauth) = (provider(&stub.url("/"), &more), oauth(&stub));
+    let code = Secret::new("the \"code\"&=");
+    let answer = oauth.exchange(&provider, &code, None, &redirect_uri()).await.unwrap();
+    oauth.refresh(&provider, &answer.refresh_token.unwrap()).await.unwrap();
+    oauth.account(&provider, &answer.access_token).await.unwrap();
+    assert_eq!(oauth.revoke(&provider, &answer.access_token).await, Revocation::Revoked);
+
+    let asked = stub.asked();
+    let body = |number: usize| serde_json::from_str::<serde_json::Value>(&asked[number].body).unwrap();
+    let redirect_uri = redirect_uri();
+    assert_eq!(
+        body(0),
+        json!({"grant_type": "authorization_code", "code": "the \"code\"&=", "redirect_uri": redirect_uri})
+    );
+    assert_eq!(body(1), json!({"grant_type": "refresh_token", "refresh_token": "rt"}));
+    assert_eq!(asked[2].header("authorization"), Some("Bearer at"));
+    assert_eq!(body(3), json!({"token": "at"}));
+    for (number, asked) in asked.iter().enumerate() {
+        assert_eq!(asked.header("notion-version"), Some("2022-06-28"), "{}", asked.head);
+        assert_eq!(asked.head.to_ascii_lowercase().matches("\r\ncontent-type: ").count(), usize::from(number != 2));
+        if number != 2 {
+            assert_eq!(asked.header("content-type"), Some("application/json"), "{}", asked.head);
+            assert_eq!(asked.header("authorization"), Some("Basic dGhlK2NsaWVudDpzM2NyZXQlM0ElMkYlMjY="));
+        }
+    }
+    // Without a secret there is nothing to show for it.
+    let public = provider_with(&stub.url("/"), &more, Some(("the client", None)));
+    assert_eq!(oauth.revoke(&public, &answer.access_token).await, Revocation::Failed);
+}
+
+#[tokio::test]
 async fn the_account_is_asked_for_with_the_new_token() {
     let stub = Stub::start(|asked| match asked.header("authorization").unwrap() {
         "Bearer good" => Reply::json(200, r#"{"id":"42","email":"alice@example.com"}"#),

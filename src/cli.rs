@@ -23,6 +23,7 @@ mod connect;
 mod connections;
 mod duration;
 mod init;
+mod install;
 mod logs;
 mod output;
 mod passphrase;
@@ -111,6 +112,8 @@ enum Command {
     Vault(vault::Vault),
     /// Write a starter configuration
     Init(init::Init),
+    /// Tell a client about obo, keeping everything else that its configuration says
+    Install(install::Install),
 }
 
 /// Whom a command acts for.
@@ -334,6 +337,7 @@ impl Command {
             Command::Audit(command) => command.run(global).await,
             Command::Vault(command) => command.run(global).await,
             Command::Init(command) => command.run(global).await,
+            Command::Install(command) => command.run(global),
         }
     }
 }

@@ -23,6 +23,7 @@ mod contract_store;
 #[cfg(unix)]
 mod faults;
 mod files;
+mod install;
 mod invariants;
 mod layering;
 mod life_of_a_call;

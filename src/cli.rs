@@ -21,6 +21,7 @@ mod audit;
 mod call;
 mod connect;
 mod connections;
+mod doctor;
 mod duration;
 mod init;
 mod install;
@@ -114,6 +115,8 @@ enum Command {
     Init(init::Init),
     /// Tell a client about obo, keeping everything else that its configuration says
     Install(install::Install),
+    /// Say what is wrong, and how to mend it
+    Doctor(doctor::Doctor),
 }
 
 /// Whom a command acts for.
@@ -304,6 +307,8 @@ impl Cli {
     pub fn start_logs(&self) {
         let level = match self.command {
             Command::Stdio(_) | Command::Serve(_) => "info",
+            // What would be logged is what it says itself.
+            Command::Doctor(_) => "off",
             _ => "warn,obo::call=off",
         };
         logs::start(self.global.log, level);
@@ -338,6 +343,7 @@ impl Command {
             Command::Vault(command) => command.run(global).await,
             Command::Init(command) => command.run(global).await,
             Command::Install(command) => command.run(global),
+            Command::Doctor(command) => command.run(global).await,
         }
     }
 }

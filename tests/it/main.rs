@@ -20,6 +20,7 @@ mod cli;
 mod confirm;
 mod consent;
 mod contract_store;
+mod doctor;
 #[cfg(unix)]
 mod faults;
 mod files;
@@ -44,6 +45,7 @@ mod sign_in;
 mod tamper;
 mod threat_model;
 mod threats;
+mod tool_pages;
 mod tools_snapshot;
 mod transport_fake;
 mod transport_handler;

@@ -5,13 +5,14 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use url::Url;
+use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 use crate::store::StoreError;
@@ -36,25 +37,27 @@ impl Address {
     /// # Errors
     /// [`StoreError::Unusable`]; the text never holds the URL, which holds the password.
     pub(super) fn parse(url: &Secret) -> Result<Self, StoreError> {
-        let mut url = Url::parse(url.expose()).map_err(|error| wrong(&format!("is no URL ({error})")))?;
-        if !matches!(url.scheme(), "postgres" | "postgresql") {
+        // Taken apart by hand, because a URL of several hosts is one to libpq alone.
+        let (base, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
+        let (scheme, _) = base.split_once("://").ok_or_else(|| wrong("is no URL"))?;
+        if !matches!(scheme, "postgres" | "postgresql") {
             return Err(wrong("does not begin with postgresql://"));
         }
-        let mut authority = None;
-        let mut kept = Vec::new();
-        for (name, value) in url.query_pairs() {
-            match (name.as_ref(), value.as_ref()) {
-                ("sslrootcert", path) => authority = Some(path.to_owned()),
+        let (mut authority, mut mode, mut kept) = (None, None, Vec::new());
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("sslrootcert", path)) => {
+                    authority = Some(percent_decode_str(path).decode_utf8_lossy().into_owned());
+                }
                 // The name and the certificate are checked in every case.
-                ("sslmode", "verify-full" | "verify-ca") => kept.push(("sslmode".to_owned(), "require".to_owned())),
-                (name, value) => kept.push((name.to_owned(), value.to_owned())),
+                Some(("sslmode", "verify-full" | "verify-ca")) => mode = Some("sslmode=require"),
+                Some(("sslmode", _)) => mode = Some(pair),
+                _ => kept.push(pair),
             }
         }
-        url.set_query(None);
-        if !kept.is_empty() {
-            url.query_pairs_mut().extend_pairs(kept);
-        }
-        let mut config = Config::from_str(url.as_str()).map_err(|error| {
+        kept.extend(mode);
+        let rebuilt = Zeroizing::new(format!("{base}?{}", kept.join("&")));
+        let mut config = Config::from_str(&rebuilt).map_err(|error| {
             // The cause names an option, never a value.
             wrong(&format!("cannot be used ({})", cause(&error)))
         })?;
@@ -68,6 +71,9 @@ impl Address {
             }
             // "prefer" would go on in the clear with whoever says that it has no TLS.
             config.ssl_mode(SslMode::Require);
+        } else if mode.is_none() && authority.is_none() {
+            // Nobody can come between, and common servers have a certificate that nobody has signed.
+            config.ssl_mode(SslMode::Disable);
         }
         config.application_name("obo");
         config.connect_timeout(CONNECT);
@@ -147,9 +153,12 @@ mod tests {
     #[test]
     fn a_database_elsewhere_is_reached_with_tls_or_not_at_all() {
         for (url, mode) in [
-            ("postgresql://obo:pw@localhost/obo", SslMode::Prefer),
+            ("postgresql://obo:pw@localhost/obo", SslMode::Disable),
+            ("postgresql://obo:pw@localhost/obo?sslmode=require", SslMode::Require),
+            ("postgresql://obo:pw@127.0.0.1:1,[::1]:6432/obo", SslMode::Disable),
+            ("postgresql://obo:pw@a.example.com:1,b.example.com:6432/obo", SslMode::Require),
             ("postgresql://obo:pw@127.0.0.1:6432/obo?sslmode=disable", SslMode::Disable),
-            ("postgresql:///obo?host=/run/postgresql&user=obo", SslMode::Prefer),
+            ("postgresql:///obo?host=/run/postgresql&user=obo", SslMode::Disable),
             ("postgresql://obo:pw@db.example.com/obo", SslMode::Require),
             ("postgres://obo:pw@db.example.com/obo?sslmode=prefer", SslMode::Require),
             ("postgresql://obo:pw@db.example.com/obo?sslmode=verify-full", SslMode::Require),

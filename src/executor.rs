@@ -242,8 +242,8 @@ impl<'a> Run<'a> {
         };
         let (tool, guard, at) = (Arc::clone(tool), Arc::clone(&self.guard), self.circumstances(writes));
         self.status.store(answer.status.as_u16(), Ordering::SeqCst);
-        let heavy = answer.body.len() > HEAVY_BYTES;
-        let value = self.work(heavy, move || judge::judge(&tool, at, &guard, &answer)).await??;
+        let (heavy, kind) = (answer.body.len() > HEAVY_BYTES, tool.steps()[index].request.answer);
+        let value = self.work(heavy, move || judge::judge(&tool, at, &guard, &answer, kind)).await??;
         if writes {
             self.changed.store(true, Ordering::SeqCst);
         }

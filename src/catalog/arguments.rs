@@ -49,8 +49,8 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// Checks and compiles a schema. Completes it: arguments that it does not list are refused, unless it says
-    /// otherwise.
+    /// Checks and compiles a schema. Arguments that it does not list are refused, unless it says otherwise; what clients
+    /// see says so only where there are none to list, for in every list of tools it would be read and paid for.
     pub(super) fn compile(schema: &mut Map<String, Value>) -> Result<Self, Finding> {
         if schema.get("properties").is_some_and(|properties| properties.get(RESERVED).is_some()) {
             let reason = format!("the argument {RESERVED:?} is reserved");
@@ -68,7 +68,8 @@ impl Input {
         if schema.get("type") != Some(&Value::String("object".into())) {
             return Err(Finding::at("input", "the input is not of type object".into(), "write type = \"object\""));
         }
-        schema.entry("additionalProperties").or_insert(Value::Bool(false));
+        let mut closed = schema.clone();
+        closed.entry("additionalProperties").or_insert(Value::Bool(false));
         let none = Map::new();
         let properties = match schema.get("properties") {
             Some(Value::Object(properties)) => properties,
@@ -97,7 +98,7 @@ impl Input {
             .should_validate_formats(true)
             // Linear-time matching: a pattern meets whatever a caller sends.
             .with_pattern_options(PatternOptions::regex())
-            .build(&Value::Object(schema.clone()))
+            .build(&Value::Object(closed))
             .map_err(|e| {
                 Finding::at("input", format!("the input is not a JSON Schema: {e}"), "see JSON Schema 2020-12")
             })?;
@@ -108,6 +109,9 @@ impl Input {
                 let reason = format!("the default of {name:?} does not fit its own schema");
                 return Err(Finding::at(name, reason, "correct the default"));
             }
+        }
+        if names.is_empty() {
+            schema.entry("additionalProperties").or_insert(Value::Bool(false));
         }
         Ok(Self { validator, defaults, names })
     }

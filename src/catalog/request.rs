@@ -9,7 +9,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::jq::Program;
-use super::tool::{self, RequestManifest, StepManifest, ToolManifest};
+use super::tool::{self, AnswerKind, RequestManifest, StepManifest, ToolManifest};
 use super::{Finding, PathArguments, Provider};
 use crate::failure::{Code, Failure};
 use crate::schema::nearest;
@@ -70,6 +70,8 @@ pub struct Request {
     pub headers: Vec<(HeaderName, Program)>,
     /// The body.
     pub body: Option<(BodyKind, Program)>,
+    /// How the answer is read.
+    pub answer: AnswerKind,
 }
 
 /// How a body is written.
@@ -366,7 +368,7 @@ fn compile_request(
         tool::Method::Patch => Method::PATCH,
         tool::Method::Delete => Method::DELETE,
     };
-    Ok(Request { method, url, path, query, headers, body })
+    Ok(Request { method, url, path, query, headers, body, answer: manifest.answer })
 }
 
 pub(super) fn program(key: &str, source: &str, variables: &[&str]) -> Result<Program, Finding> {

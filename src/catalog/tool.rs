@@ -101,6 +101,20 @@ pub struct RequestManifest {
     /// `{name, value}` or `{name, filename, mime_type, content_base64}`.
     #[serde(default)]
     pub multipart: Option<String>,
+    /// How the answer is read.
+    #[serde(default)]
+    pub answer: AnswerKind,
+}
+
+/// How an answer with a 2xx status is read. Others are read as JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AnswerKind {
+    /// As JSON; an empty one is null.
+    #[default]
+    Json,
+    /// As text in UTF-8, for what a person wrote: the content of a file.
+    Text,
 }
 
 /// A request method.

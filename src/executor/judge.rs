@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
 use super::RunError;
+use crate::catalog::tool::AnswerKind;
 use crate::catalog::{Api, Effect, Fault, MAX_RETRY_AFTER, seconds};
 use crate::egress::{Answer, EgressError};
 use crate::failure::{Code, Failure};
@@ -27,7 +28,13 @@ pub(super) struct Circumstances {
 }
 
 /// Judges a whole answer.
-pub(super) fn judge(tool: &Api, at: Circumstances, guard: &Guard, answer: &Answer) -> Result<Value, RunError> {
+pub(super) fn judge(
+    tool: &Api,
+    at: Circumstances,
+    guard: &Guard,
+    answer: &Answer,
+    kind: AnswerKind,
+) -> Result<Value, RunError> {
     let status = answer.status;
     if guard.finds_in(&answer.body) || guard.finds_in(&header_text(&answer.headers)) {
         // Nothing of a refusal is passed on, so it may still be one.
@@ -35,6 +42,14 @@ pub(super) fn judge(tool: &Api, at: Circumstances, guard: &Guard, answer: &Answe
             return Err(RunError::TokenRejected { may_repeat: !at.changed });
         }
         return Err(RunError::Failed(leak(tool).with_status(status.as_u16())));
+    }
+    // Whatever it says, it is somebody's text, and no word of the provider's.
+    if status.is_success() && kind == AnswerKind::Text {
+        return match std::str::from_utf8(&answer.body) {
+            // Some put a mark before it (RFC 3629 §6).
+            Ok(text) => Ok(Value::from(text.trim_start_matches('\u{feff}'))),
+            Err(_) => Err(RunError::Failed(not_text(tool, at, answer))),
+        };
     }
     let body = if answer.body.trim_ascii().is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&answer.body) };
     let (body, is_json) = match body {
@@ -137,6 +152,12 @@ fn not_json(tool: &Api, at: Circumstances, answer: &Answer) -> Failure {
     let mut failure = Failure::new(Code::ProviderError, format!("{} answered with {what}; {mend}", tool.provider.name))
         .with_status(answer.status.as_u16());
     failure.can_retry = !at.writes;
+    after_changes(at, failure)
+}
+
+fn not_text(tool: &Api, at: Circumstances, answer: &Answer) -> Failure {
+    let message = format!("{} answered with something that is not text in UTF-8", tool.provider.name);
+    let failure = Failure::new(Code::ProviderError, message).with_status(answer.status.as_u16());
     after_changes(at, failure)
 }
 

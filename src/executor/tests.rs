@@ -321,6 +321,25 @@ async fn later_steps_read_the_answers_of_earlier_ones() {
     assert_eq!(script.asked.lock().unwrap()[1].body, Body::Json(json!({"of": 1})));
 }
 
+#[tokio::test]
+async fn an_answer_that_is_text_is_one_text() {
+    let tool = manifest(
+        "read",
+        "[request]\nmethod = \"GET\"\nurl = \"{api}/files/{id}\"\nanswer = \"text\"\n[response]\nvalue = '{text: .}'\n",
+    );
+    for (body, text) in [("", ""), ("{\"id\": 1}", "{\"id\": 1}"), ("\u{feff}na\u{ef}ve\r\n", "na\u{ef}ve\r\n")] {
+        assert_eq!(run(&tool, answer(200, &[], body)).await.unwrap(), json!({"text": text}));
+    }
+    let binary = failure(&tool, answer(200, &[], vec![0x25, 0x50, 0xff, 0xfe])).await;
+    assert_eq!((binary.code, binary.can_retry), (Code::ProviderError, false));
+    let leaked = failure(&tool, answer(200, &[], format!("it is {TOKEN}"))).await;
+    assert!(leaked.message.contains("was withheld"), "{}", leaked.message);
+    assert_eq!(failure(&tool, answer(404, &[], "{}")).await.code, Code::NotFound);
+    // What would tell of a failure is only a text that says so.
+    let told = r#"{"ok": false, "error": "slow_down"}"#;
+    assert_eq!(run(&tool, answer(200, &[], told)).await.unwrap(), json!({"text": told}));
+}
+
 /// Finds the place of the call in a first answer: `path.place`.
 fn placed() -> Arc<Tool> {
     manifest(

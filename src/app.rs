@@ -11,12 +11,13 @@ use url::Url;
 use crate::audit::{Audit, Event, Kind, Phase};
 use crate::authorization_server::{self, AuthorizationServer};
 use crate::call::{Obo, Stages};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Level, Problem, ProviderConfig};
 use crate::clock::SharedClock;
 use crate::config::{Config, ConfigError, StoreName};
 use crate::consent::{self, Consent, Door, Listener};
 use crate::egress::{Egress, is_loopback};
 use crate::executor::Executor;
+use crate::id::ProviderId;
 use crate::identity::Identity;
 use crate::keys::Keys;
 use crate::oauth::Oauth;
@@ -294,16 +295,34 @@ fn digest_of_providers(catalog: &Catalog) -> [u8; 32] {
 /// # Errors
 /// What is wrong with obo.toml itself.
 pub fn load_catalog(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
+    let catalog = Catalog::load(&config.tools, &provider_configs(config)?).map_err(ConfigError::new)?;
+    catalog.problems().iter().for_each(log_problem);
+    Ok(Arc::new(catalog))
+}
+
+/// Everything that there is to say about the manifests: what keeps a file from being served, and what is merely unwise. For
+/// `obo tools check` and `obo doctor`.
+///
+/// # Errors
+/// What is wrong with obo.toml itself.
+pub fn check_catalog(config: &Config) -> Result<Vec<Problem>, ConfigError> {
+    Catalog::check(&config.tools, &provider_configs(config)?).map_err(ConfigError::new)
+}
+
+fn log_problem(problem: &Problem) {
+    match problem.level {
+        Level::Error => tracing::warn!(%problem, "left out of the catalog"),
+        Level::Warning | Level::Hint => tracing::warn!(%problem, "in the catalog"),
+    }
+}
+
+fn provider_configs(config: &Config) -> Result<BTreeMap<ProviderId, ProviderConfig>, ConfigError> {
     let mut providers = BTreeMap::new();
     for (id, provider) in &config.providers {
         let id = id.parse().map_err(|e| ConfigError::new(format!("providers.{id}: {e}")))?;
         providers.insert(id, provider.clone());
     }
-    let catalog = Catalog::load(&config.tools, &providers).map_err(ConfigError::new)?;
-    for problem in catalog.problems() {
-        tracing::warn!(%problem, "left out of the catalog");
-    }
-    Ok(Arc::new(catalog))
+    Ok(providers)
 }
 
 /// The public address.

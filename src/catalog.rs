@@ -17,19 +17,31 @@ use crate::id::{ProviderId, ToolName};
 use crate::secret::Secret;
 
 mod arguments;
+mod case;
+mod examine;
+mod finding;
 pub mod jq;
+mod lint;
+mod live;
 mod load;
 pub mod mail;
 mod own;
+mod parse;
 pub mod provider;
 pub mod request;
+mod source;
+mod stamps;
 pub mod tool;
 mod verdict;
 
 pub use arguments::{Arguments, MAX_ARGUMENT_BYTES, MAX_ARGUMENT_DEPTH, RESERVED, encoded_length};
-pub use load::{Finding, Problem, ToolsConfig, parse_provider_manifest, parse_tool_manifest, schemas};
+pub use finding::{Finding, Level, Problem};
+pub use live::{Changes, Live};
+pub use load::{Checked, Tested, ToolsConfig};
 pub use own::OWN_TOOLKIT;
+pub use parse::{parse_provider_manifest, parse_tool_manifest, schemas};
 pub use provider::ProviderConfig;
+pub use stamps::Stamps;
 pub use verdict::{Fault, MAX_MESSAGE_CHARS, MAX_RETRY_AFTER, Verdict, seconds};
 
 use arguments::Input;
@@ -85,6 +97,8 @@ pub struct Provider {
     pub headers: HeaderMap,
     /// What scopes mean, in words.
     pub scopes: BTreeMap<String, String>,
+    /// Scopes that give more than one tool can need, each with lesser ones.
+    pub broad_scopes: BTreeMap<String, Vec<String>>,
     /// The client; none: its tools are not offered.
     pub client: Option<ProviderClient>,
     programs: ProviderPrograms,
@@ -137,6 +151,7 @@ impl Provider {
             account: manifest.account,
             headers,
             scopes: manifest.scopes,
+            broad_scopes: manifest.broad_scopes,
             client,
             programs,
         })
@@ -244,6 +259,8 @@ pub struct Api {
     response: Program,
     response_reads_input: bool,
     facts: BTreeMap<String, Fact>,
+    /// Empty where there is but one.
+    written_steps: Vec<tool::StepManifest>,
 }
 
 /// Something that policies may ask about the arguments.
@@ -315,6 +332,7 @@ impl Tool {
             response,
             response_reads_input,
             facts,
+            written_steps: manifest.step,
         };
         Ok(Self {
             name,
@@ -350,6 +368,11 @@ impl Api {
     /// The requests of a call, in their order. Never empty.
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// The same as they are written, where there are several: to be shown.
+    pub fn written_steps(&self) -> &[tool::StepManifest] {
+        &self.written_steps
     }
 
     /// Computes the value of a call from the last answer; reads the answers of the steps with a name, in their order, and
@@ -435,6 +458,7 @@ pub struct Catalog {
     /// Built-in tools whose provider has no client: nobody can call them, so they are not compiled.
     idle: BTreeMap<ToolName, Arc<Provider>>,
     problems: Vec<Problem>,
+    stamps: Stamps,
 }
 
 impl Catalog {
@@ -469,6 +493,11 @@ impl Catalog {
     /// One provider.
     pub fn provider(&self, id: &str) -> Option<&Arc<Provider>> {
         self.providers.values().find(|p| p.id.as_str() == id)
+    }
+
+    /// What the files of the operator's folders looked like just before they were read.
+    pub fn stamps(&self) -> &Stamps {
+        &self.stamps
     }
 
     /// What could not be loaded, or is not offered although it was asked for.
@@ -662,7 +691,7 @@ pub(crate) mod tests {
             ("{ url_hosts = '.opt' }", "{}", "exactly one kind"),
             ("{ url_hosts = '.opt' }", "{ url_hosts = '.', count = '.' }", "exactly one kind"),
             ("method = \"GET\"", "method = \"GET\"\nqueri.x = '.'", "unknown key"),
-            ("effect = \"read\"", "effect = \"reed\"", "unknown variant"),
+            ("effect = \"read\"", "effect = \"reed\"", "reed"),
             (
                 "[request]\n        method = \"GET\"",
                 "[[step]]\nreads = true\n[step.request]\nmethod = \"PATCH\"",

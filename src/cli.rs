@@ -335,7 +335,7 @@ impl Command {
             Command::Connections(command) => command.run(global).await,
             Command::Disconnect(command) => command.run(global).await,
             Command::Call(command) => command.run(global).await,
-            Command::Tools(command) => command.run(global),
+            Command::Tools(command) => command.run(global).await,
             Command::Providers(command) => command.run(global),
             Command::Token(command) => command.run(global).await,
             Command::App(command) => command.run(global).await,

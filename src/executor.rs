@@ -20,9 +20,11 @@ use crate::policy::{ApiPermit, Recorded};
 use crate::secret::AccessToken;
 use crate::secret::echo::Guard;
 
+mod canned;
 mod judge;
 mod request;
 
+pub use canned::{Rehearsed, rehearse};
 pub use judge::LEAK_BLOCKED;
 pub use request::{Body, MAX_REQUEST_BYTES, Part, Planned, plan};
 
@@ -82,6 +84,11 @@ pub struct Executor {
 #[async_trait]
 trait Wire: Send + Sync {
     async fn exchange(&self, planned: &Planned, token: &AccessToken, limits: Limits) -> Result<Answer, NoAnswer>;
+
+    /// How many requests of one step are under way at a time.
+    fn at_a_time(&self) -> usize {
+        MAX_CONCURRENT
+    }
 }
 
 enum NoAnswer {
@@ -203,7 +210,7 @@ impl<'a> Run<'a> {
                 collected.push(request.await?);
             }
         } else {
-            let mut answers = stream::iter(requests).buffered(MAX_CONCURRENT);
+            let mut answers = stream::iter(requests).buffered(self.wire.at_a_time());
             while let Some(answer) = answers.next().await {
                 collected.push(answer?);
             }

@@ -10,6 +10,7 @@
 //! - [`policy`]: may they? · [`oauth`]: the only client of token endpoints.
 //! - [`vault`]: the person's token · [`executor`]: the only client of provider APIs · [`audit`]: who did what.
 //! - [`consent`]: has the person said yes? · [`authorization_server`]: which clients may ask for them?
+//! - [`rehearsal`]: the cases of manifests, run without a network.
 //! - [`upkeep`]: the vault as a whole, for the operator.
 //! - [`call`]: the only place that knows all the stages.
 //! - [`transport`]: MCP over stdio and HTTP, and the pages a person sees.
@@ -38,6 +39,7 @@ pub mod vault;
 
 pub mod authorization_server;
 pub mod consent;
+pub mod rehearsal;
 pub mod upkeep;
 
 pub mod call;

@@ -1,33 +1,21 @@
 //! Reads manifests: those compiled in, then those of the operator's folders, which may replace them.
 
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use include_dir::{Dir, include_dir};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
-use super::provider::{ProviderConfig, ProviderManifest};
-use super::tool::ToolManifest;
-use super::{Catalog, OWN_TOOLKIT, Own, Provider, Runs, Tool, jq, own};
+use super::finding::{Finding, Level, Problem};
+use super::parse::{parse_provider_manifest, parse_tool_manifest};
+use super::provider::ProviderConfig;
+use super::source::{self, PROVIDER_FILE, Source};
+use super::stamps::Stamps;
+use super::tool::TestManifest;
+use super::{Catalog, OWN_TOOLKIT, Own, Provider, Runs, Tool, examine, jq, lint, own};
 use crate::id::{ProviderId, ToolName};
-use crate::schema::{nearest, unknown_keys};
-
-/// The largest manifest, in bytes.
-const MAX_MANIFEST_BYTES: u64 = 256 * 1024;
-/// The most manifests of one folder.
-const MAX_MANIFESTS: usize = 2000;
-
-static BUILT_IN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/tools");
-
-/// The name of a provider's own manifest in its folder.
-const PROVIDER_FILE: &str = "provider.toml";
+use crate::schema::nearest;
 
 /// `[tools]` of obo.toml.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -40,166 +28,44 @@ pub struct ToolsConfig {
     pub enable: Option<Vec<String>>,
 }
 
-/// What is wrong in a manifest, and how to mend it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The line, from 1, where it is known.
-    pub line: Option<usize>,
-    /// What is wrong.
-    pub reason: String,
-    /// What to do.
-    pub mend: String,
-    key: String,
+/// What is to be said of the manifests at a path.
+pub struct Checked {
+    /// How many manifests stand there.
+    pub files: usize,
+    /// What is wrong with them, by file and line.
+    pub problems: Vec<Problem>,
+    /// The tools that could be compiled, with their cases.
+    pub tested: Vec<Tested>,
 }
 
-impl Finding {
-    pub(super) fn at(key: &str, reason: String, mend: &str) -> Self {
-        Self { line: None, reason, mend: mend.to_owned(), key: key.to_owned() }
-    }
-
-    /// Looks for the line of the key.
-    fn located(mut self, text: &str) -> Self {
-        self.line = self.line.or_else(|| line_of_key(text, &self.key));
-        self
-    }
-}
-
-/// A manifest that could not be used. It never keeps the others from being loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// The file; `built-in:` before one that is compiled in; obo.toml for a setting.
+/// A tool with the cases that its manifest has.
+pub struct Tested {
+    /// The manifest's file.
     pub file: String,
-    /// The line, from 1, where it is known.
-    pub line: Option<usize>,
-    /// What is wrong.
-    pub reason: String,
-    /// What to do.
-    pub mend: String,
+    /// The tool.
+    pub tool: Arc<Tool>,
+    /// Its cases, each with the line it begins in.
+    pub cases: Vec<(Option<usize>, TestManifest)>,
 }
 
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "{}:{line}: {}; {}", self.file, self.reason, self.mend),
-            None => write!(f, "{}: {}; {}", self.file, self.reason, self.mend),
-        }
+impl Tested {
+    fn of(source: &Source, catalog: &Catalog) -> Option<Self> {
+        let text = source.text().ok()?;
+        let manifest = parse_tool_manifest(text).ok()?;
+        let tool = catalog.known_tools().find(|tool| tool.name.as_str() == manifest.name)?;
+        let line = |index: usize| Finding::at_path(&["test", &index.to_string()], String::new(), "").located(text).line;
+        let cases = manifest.test.into_iter().enumerate().map(|(index, case)| (line(index), case)).collect();
+        Some(Self { file: source.file.clone(), tool: Arc::clone(tool), cases })
     }
 }
 
-/// Parses a tool manifest, without compiling what is in it. Never panics.
-///
-/// # Errors
-/// Every unknown key, or else what else is wrong.
-pub fn parse_tool_manifest(text: &str) -> Result<ToolManifest, Vec<Finding>> {
-    static SCHEMA: LazyLock<Value> = LazyLock::new(|| schemars::schema_for!(ToolManifest).to_value());
-    parse(text, &SCHEMA)
-}
-
-/// Parses a provider manifest, without compiling what is in it. Never panics.
-///
-/// # Errors
-/// Every unknown key, or else what else is wrong.
-pub fn parse_provider_manifest(text: &str) -> Result<ProviderManifest, Vec<Finding>> {
-    static SCHEMA: LazyLock<Value> = LazyLock::new(|| schemars::schema_for!(ProviderManifest).to_value());
-    parse(text, &SCHEMA)
-}
-
-/// The schemas of manifests, by the name of their file in `schemas/`.
-pub fn schemas() -> Vec<(&'static str, Value)> {
-    vec![
-        ("tool.schema.json", schemars::schema_for!(ToolManifest).to_value()),
-        ("provider.schema.json", schemars::schema_for!(ProviderManifest).to_value()),
-    ]
-}
-
-fn parse<T: DeserializeOwned>(text: &str, schema: &Value) -> Result<T, Vec<Finding>> {
-    let toml = |e: toml::de::Error| {
-        let mut finding =
-            Finding::at("", e.message().trim().replace('\n', ", "), "correct it as the schema in schemas/ says");
-        finding.line = e.span().map(|span| line_of_offset(text, span.start));
-        vec![finding]
-    };
-    let value: Value = toml::from_str(text).map_err(toml)?;
-    let unknown = unknown_keys(schema, &value);
-    if !unknown.is_empty() {
-        return Err(unknown
-            .into_iter()
-            .map(|unknown| {
-                let mend = match &unknown.nearest {
-                    Some(nearest) => format!("did you mean {nearest:?}?"),
-                    None => format!("known here: {}", unknown.known.join(", ")),
-                };
-                Finding::at(&unknown.key, format!("unknown key {:?}", unknown.path), &mend).located(text)
-            })
-            .collect());
-    }
-    toml::from_str(text).map_err(toml)
-}
-
-fn line_of_offset(text: &str, offset: usize) -> usize {
-    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
-}
-
-/// The first line that sets `key`, or opens a table of that name.
-fn line_of_key(text: &str, key: &str) -> Option<usize> {
-    if key.is_empty() {
-        return None;
-    }
-    let sets = |line: &str| {
-        let line = line.trim_start();
-        let left = line.split_once('=').map_or(line, |(left, _)| left);
-        left.split(['[', ']', '.', ' ', '"', '\'']).any(|word| word == key)
-    };
-    text.lines().position(sets).map(|line| line + 1)
-}
-
-/// A manifest file, read or not.
-struct Source {
-    /// For messages.
-    file: String,
-    /// The provider's id: the folder's name.
-    folder: String,
-    /// The file's name.
-    name: String,
-    built_in: bool,
-    text: Result<String, String>,
-    /// What [`Source::claimed_name`] found: it is asked often, and reading the text takes long.
-    claimed: OnceCell<Option<ToolName>>,
-}
-
-impl Source {
-    fn problem(&self, finding: Finding) -> Problem {
-        let finding = match &self.text {
-            Ok(text) => finding.located(text),
-            Err(_) => finding,
-        };
-        Problem { file: self.file.clone(), line: finding.line, reason: finding.reason, mend: finding.mend }
-    }
-
-    fn text(&self) -> Result<&str, Vec<Finding>> {
-        self.text.as_deref().map_err(|reason| vec![Finding::at("", reason.clone(), "make it a readable text file")])
-    }
-
-    /// The tool's name, as far as it can be told of a file that may be broken.
-    fn claimed_name(&self) -> Option<&ToolName> {
-        self.claimed.get_or_init(|| self.look_for_name()).as_ref()
-    }
-
-    fn look_for_name(&self) -> Option<ToolName> {
-        let text = self.text.as_deref().ok()?;
-        let in_its_line = || {
-            let mut lines = text.lines();
-            let value = lines.find_map(|line| line.trim().strip_prefix("name")?.trim_start().strip_prefix('='))?;
-            Some(value.trim().trim_matches(['"', '\'']).to_owned())
-        };
-        // Those compiled in begin with it.
-        let name = if self.built_in { in_its_line() } else { None };
-        let name = name.or_else(|| match toml::from_str::<Value>(text) {
-            Ok(value) => Some(value.get("name")?.as_str()?.to_owned()),
-            Err(_) => in_its_line(),
-        });
-        name?.parse().ok()
-    }
+/// What the manifests are read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be served: what cannot be called is not compiled.
+    Serve,
+    /// To be judged: all of them, whoever has a client, and with what is merely unwise.
+    Check,
 }
 
 impl Catalog {
@@ -210,17 +76,61 @@ impl Catalog {
     /// # Errors
     /// One line naming a key of obo.toml and the mend.
     pub fn load(config: &ToolsConfig, providers: &BTreeMap<ProviderId, ProviderConfig>) -> Result<Self, String> {
-        jq::on_deep_stack(|| Self::read(config, providers))
-            .map_err(|e| format!("no thread to read the manifests in: {e}"))?
+        in_depth(|| {
+            // Before the files are read: what changes in between shows as a change.
+            let stamps = Stamps::of(&config.dirs);
+            let (sources, problems) = sources_of(config)?;
+            let catalog = Self::of(&sources, config, providers, Purpose::Serve, problems)?;
+            Ok(Self { stamps, ..catalog })
+        })
     }
 
-    fn read(config: &ToolsConfig, providers: &BTreeMap<ProviderId, ProviderConfig>) -> Result<Self, String> {
-        let (mut sources, mut problems) = (built_in(), Vec::new());
-        for dir in &config.dirs {
-            read_folder(dir, &mut sources, &mut problems).map_err(|reason| format!("tools.dirs: {reason}"))?;
-        }
-        let loaded = load_providers(&sources, providers, &mut problems)?;
-        let (mut known, idle) = load_tools(&sources, &loaded, &mut problems);
+    /// Everything that there is to say about the manifests that [`Catalog::load`] would read, built-in ones of providers
+    /// without a client among them: what keeps a file from being served, by the very code that serves it, and what is
+    /// merely unwise.
+    ///
+    /// # Errors
+    /// As [`Catalog::load`].
+    pub fn check(
+        config: &ToolsConfig,
+        providers: &BTreeMap<ProviderId, ProviderConfig>,
+    ) -> Result<Vec<Problem>, String> {
+        in_depth(|| {
+            let (sources, problems) = sources_of(config)?;
+            Ok(sorted(Self::of(&sources, config, providers, Purpose::Check, problems)?.problems))
+        })
+    }
+
+    /// The same for a folder as `tools.dirs` has them, a provider's folder, or one file of such. Providers may come from
+    /// `config`; of what it configures for them nothing is applied.
+    ///
+    /// # Errors
+    /// It cannot be read, or the folders of `config` cannot.
+    pub fn check_at(path: &Path, config: &ToolsConfig) -> Result<Checked, String> {
+        in_depth(|| Self::checked(path, config))
+    }
+
+    fn checked(path: &Path, config: &ToolsConfig) -> Result<Checked, String> {
+        let (sources, problems) = sources_at(path, config)?;
+        let config = ToolsConfig::default();
+        let catalog = Self::of(&sources, &config, &BTreeMap::new(), Purpose::Check, problems)?;
+        let here = |file: &str| Path::new(file).starts_with(path);
+        let files = sources.iter().filter(|source| here(&source.file)).count();
+        let problems = catalog.problems.iter().filter(|problem| here(&problem.file)).cloned().collect();
+        let tested = sources.iter().filter(|source| here(&source.file) && source.name != PROVIDER_FILE);
+        let tested = tested.filter_map(|source| Tested::of(source, &catalog)).collect();
+        Ok(Checked { files, problems: sorted(problems), tested })
+    }
+
+    fn of(
+        sources: &[Source],
+        config: &ToolsConfig,
+        providers: &BTreeMap<ProviderId, ProviderConfig>,
+        purpose: Purpose,
+        mut problems: Vec<Problem>,
+    ) -> Result<Self, String> {
+        let loaded = load_providers(sources, providers, &mut problems)?;
+        let (mut known, idle) = load_tools(sources, &loaded, purpose, &mut problems);
         for tool in own::tools(&offered(config, &known))? {
             known.insert(tool.name.clone(), Arc::new(tool));
         }
@@ -230,78 +140,44 @@ impl Catalog {
             aliases.insert(name.as_str().to_owned(), name.clone());
             aliases.insert(name.underscored(), name.clone());
         }
-        Ok(Self { tools, aliases, providers: loaded, known, idle, problems })
+        Ok(Self { tools, aliases, providers: loaded, known, idle, problems, stamps: Stamps::default() })
     }
 }
 
-fn built_in() -> Vec<Source> {
-    let mut sources = Vec::new();
-    for folder in BUILT_IN.dirs() {
-        for file in folder.files().filter(|file| file.path().extension().is_some_and(|e| e == "toml")) {
-            let part = |path: Option<&std::ffi::OsStr>| {
-                path.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default()
-            };
-            sources.push(Source {
-                file: format!("built-in:{}", file.path().display()),
-                folder: part(folder.path().file_name()),
-                name: part(file.path().file_name()),
-                built_in: true,
-                text: file.contents_utf8().map(str::to_owned).ok_or_else(|| "it is not UTF-8".to_owned()),
-                claimed: OnceCell::new(),
-            });
-        }
-    }
-    sources
+fn in_depth<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    jq::on_deep_stack(work).map_err(|e| format!("no thread to read the manifests in: {e}"))?
 }
 
-fn read_folder(dir: &Path, sources: &mut Vec<Source>, problems: &mut Vec<Problem>) -> Result<(), String> {
-    let list = |path: &Path| -> Result<Vec<PathBuf>, String> {
-        let unreadable =
-            |e: std::io::Error| format!("{} cannot be read ({e}): name an existing folder", path.display());
-        let mut paths = fs::read_dir(path)
-            .map_err(unreadable)?
-            .map(|entry| entry.map(|entry| entry.path()).map_err(unreadable))
-            .collect::<Result<Vec<_>, _>>()?;
-        paths.sort();
-        Ok(paths)
-    };
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    for file in list(dir)?.into_iter().filter(|path| path.is_file() && path.extension().is_some_and(|e| e == "toml")) {
-        problems.push(Problem {
-            file: file.display().to_string(),
-            line: None,
-            reason: "a manifest stands in the folder itself".to_owned(),
-            mend: format!("move it into its provider's folder, such as {}", dir.join("google").display()),
-        });
-    }
-    for folder in list(dir)?.into_iter().filter(|path| path.is_dir() && !name(path).starts_with('.')) {
-        for file in list(&folder)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "toml")) {
-            if sources.len() > MAX_MANIFESTS {
-                return Err(format!("{} has more than {MAX_MANIFESTS} manifests: split the folder", dir.display()));
-            }
-            sources.push(Source {
-                file: file.display().to_string(),
-                folder: name(&folder),
-                name: name(&file),
-                built_in: false,
-                text: read(&file),
-                claimed: OnceCell::new(),
-            });
-        }
-    }
-    Ok(())
+/// What is found where, by file and line.
+fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by(|a, b| (&a.file, a.line, a.column, a.level).cmp(&(&b.file, b.line, b.column, b.level)));
+    problems
 }
 
-fn read(file: &Path) -> Result<String, String> {
-    use std::io::Read as _;
-    let mut text = Vec::new();
-    fs::File::open(file)
-        .and_then(|opened| opened.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut text))
-        .map_err(|e| format!("it cannot be read ({e})"))?;
-    if text.len() as u64 > MAX_MANIFEST_BYTES {
-        return Err(format!("it is larger than {} KiB", MAX_MANIFEST_BYTES / 1024));
+fn sources_of(config: &ToolsConfig) -> Result<(Vec<Source>, Vec<Problem>), String> {
+    let (mut sources, mut problems) = (source::built_in(), Vec::new());
+    for dir in &config.dirs {
+        source::read_dir(dir, &mut sources, &mut problems).map_err(|reason| format!("tools.dirs: {reason}"))?;
     }
-    String::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())
+    Ok((sources, problems))
+}
+
+/// What stands at a path, with the built-in manifests and the providers of the configured folders before it.
+fn sources_at(path: &Path, config: &ToolsConfig) -> Result<(Vec<Source>, Vec<Problem>), String> {
+    let (mut sources, _) = sources_of(config)?;
+    sources.retain(|source| source.built_in || source.name == PROVIDER_FILE);
+    let mut problems = Vec::new();
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let is_provider = !path.is_dir()
+        || folder.join(PROVIDER_FILE).is_file()
+        || (source::list(folder)?.iter().any(|path| source::is_manifest(path))
+            && sources.iter().any(|other| other.folder == source::name(folder)));
+    if is_provider {
+        source::read_provider_dir(folder, &mut sources, &mut problems)?;
+    } else {
+        source::read_dir(folder, &mut sources, &mut problems)?;
+    }
+    Ok((sources, problems))
 }
 
 fn load_providers(
@@ -356,6 +232,7 @@ fn load_providers(
 fn load_tools(
     sources: &[Source],
     providers: &BTreeMap<ProviderId, Arc<Provider>>,
+    purpose: Purpose,
     problems: &mut Vec<Problem>,
 ) -> (BTreeMap<ToolName, Arc<Tool>>, BTreeMap<ToolName, Arc<Provider>>) {
     let tools: Vec<&Source> = sources.iter().filter(|source| source.name != PROVIDER_FILE).collect();
@@ -376,24 +253,20 @@ fn load_tools(
     };
     let (mut loaded, mut idle) = (BTreeMap::new(), BTreeMap::new());
     for source in &tools {
+        // Who wants to be told everything is also told what is wrong with a file that is not offered for its name.
+        let mut by_name = None;
         if source.claimed_name().is_some_and(|name| name.toolkit().eq_ignore_ascii_case(OWN_TOOLKIT)) {
             let reason = format!("the tools of {OWN_TOOLKIT} are obo's own");
-            problems.push(source.problem(Finding::at("name", reason, "name the tool after its service")));
+            by_name = Some(Finding::at("name", reason, "name the tool after its service"));
+        } else if hidden(source) {
             continue;
-        }
-        if hidden(source) {
-            continue;
-        }
-        let rivals = source.claimed_name().and_then(|name| claims.get(&name.as_str().to_lowercase()));
-        let rival =
-            rivals.into_iter().flatten().find(|other| other.file != source.file && other.built_in == source.built_in);
-        if let Some(rival) = rival {
+        } else if let Some(rival) = rival(source, &claims) {
             let reason = format!("the tool's name is also that of {}", rival.file);
-            problems.push(source.problem(Finding::at(
-                "name",
-                reason,
-                "rename one of them; until then neither is offered",
-            )));
+            by_name = Some(Finding::at("name", reason, "rename one of them; until then neither is offered"));
+        }
+        let refused = by_name.is_some();
+        problems.extend(by_name.map(|finding| source.problem(finding)));
+        if refused && purpose == Purpose::Serve {
             continue;
         }
         let Some(provider) = providers.values().find(|provider| provider.id.as_str() == source.folder) else {
@@ -407,22 +280,62 @@ fn load_tools(
         };
         // Most people use a few of the built-in providers, and every process would pay for all of them. An operator's own
         // files are read all the same: what is wrong with them should be known before there is a client.
-        if let (true, None, Some(name)) = (source.built_in, &provider.client, source.claimed_name()) {
+        if let (true, None, Some(name), Purpose::Serve) =
+            (source.built_in, &provider.client, source.claimed_name(), purpose)
+        {
             idle.insert(name.clone(), Arc::clone(provider));
             continue;
         }
-        let tool = source
-            .text()
-            .and_then(parse_tool_manifest)
-            .and_then(|manifest| Tool::new(manifest, Arc::clone(provider)).map_err(|finding| vec![finding]));
+        let tool = source.text().and_then(|text| compile_tool(text, provider));
         match tool {
+            Ok(_) if refused => {}
             Ok(tool) => {
                 loaded.insert(tool.name.clone(), Arc::new(tool));
             }
             Err(findings) => problems.extend(findings.into_iter().map(|finding| source.problem(finding))),
         }
+        if purpose == Purpose::Check
+            && let Ok(manifest) = source.text().and_then(parse_tool_manifest)
+        {
+            let findings = lint::tool(&manifest, provider, &source.name);
+            problems.extend(findings.into_iter().map(|finding| source.problem(finding)));
+        }
+    }
+    if purpose == Purpose::Check {
+        problems.extend(shared_toolkits(&tools));
     }
     (loaded, idle)
+}
+
+/// Another manifest of the same origin that has the same name.
+fn rival<'s>(source: &Source, claims: &BTreeMap<String, Vec<&'s Source>>) -> Option<&'s Source> {
+    let rivals = claims.get(&source.claimed_name()?.as_str().to_lowercase())?;
+    rivals.iter().find(|other| other.file != source.file && other.built_in == source.built_in).copied()
+}
+
+/// A tool of a manifest's text, or everything that is wrong with it.
+fn compile_tool(text: &str, provider: &Arc<Provider>) -> Result<Tool, Vec<Finding>> {
+    let manifest = parse_tool_manifest(text)?;
+    Tool::new(manifest, Arc::clone(provider)).map_err(|first| match parse_tool_manifest(text) {
+        Ok(manifest) => examine::all(manifest, provider, first),
+        Err(_) => vec![first],
+    })
+}
+
+/// Toolkits that two providers' folders have tools of. Whoever reads `Toolkit.*` in obo.toml or in a policy means one.
+fn shared_toolkits(tools: &[&Source]) -> Vec<Problem> {
+    let mut first: BTreeMap<String, &Source> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for source in tools {
+        let Some(name) = source.claimed_name() else { continue };
+        let before = *first.entry(name.toolkit().to_lowercase()).or_insert(source);
+        if before.folder != source.folder {
+            let reason = format!("the toolkit {} is that of the provider {:?}, too", name.toolkit(), before.folder);
+            let finding = Finding::at_path(&["name"], reason, "name the toolkit after the service of this provider");
+            problems.push(source.problem(finding.weighing(Level::Warning)));
+        }
+    }
+    problems
 }
 
 /// The providers that have a tool which is offered, with their names.
@@ -456,7 +369,7 @@ fn enabled(
             .collect();
     };
     let mut problem = |reason: String, mend: String| {
-        problems.push(Problem { file: "obo.toml".to_owned(), line: None, reason, mend });
+        problems.push(Problem::new("obo.toml", Finding::at("", reason, &mend)));
     };
     let mut enabled = BTreeMap::new();
     let mut without_client = BTreeMap::new();
@@ -515,7 +428,9 @@ fn matches_pattern(pattern: &str, name: &ToolName) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::fs;
+
+    use serde_json::{Value, json};
 
     use super::*;
 

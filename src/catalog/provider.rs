@@ -36,6 +36,9 @@ pub struct ProviderManifest {
     /// What each scope lets a tool do, in words for the consent page. A scope not listed is shown as it is.
     #[serde(default)]
     pub scopes: BTreeMap<String, String>,
+    /// Scopes that give more than one tool can need, each with lesser ones to choose from: `obo tools check` warns of them.
+    #[serde(default)]
+    pub broad_scopes: BTreeMap<String, Vec<String>>,
 }
 
 /// The OAuth side of a provider (RFC 6749).

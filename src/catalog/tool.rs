@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub use super::case::{ANY, AnswerManifest, ExpectManifest, ExpectedRequest, OneOrMany, TestManifest};
 use super::{Effect, Finding};
 
 /// A tool manifest, as written. Unknown keys are errors.
@@ -45,6 +46,9 @@ pub struct ToolManifest {
     /// What policies may ask about the arguments.
     #[serde(default)]
     pub facts: BTreeMap<String, FactManifest>,
+    /// Cases that `obo tools test` runs, without a network: a call, the provider's answer, and what is expected of both.
+    #[serde(default)]
+    pub test: Vec<TestManifest>,
 }
 
 /// One of several requests.
@@ -67,7 +71,7 @@ pub struct StepManifest {
 }
 
 /// A request to the provider's API. Its programs are jq over the arguments.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RequestManifest {
     /// The method.
@@ -118,15 +122,29 @@ pub enum AnswerKind {
 }
 
 /// A request method.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[expect(missing_docs, reason = "RFC 9110 §9 and RFC 5789 say what they mean")]
 pub enum Method {
+    #[default]
     Get,
     Post,
     Put,
     Patch,
     Delete,
+}
+
+impl Method {
+    /// As requests have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Patch => "PATCH",
+            Method::Delete => "DELETE",
+        }
+    }
 }
 
 /// What the caller gets.

@@ -1,6 +1,7 @@
 //! `obo call`.
 
 use std::io::Read as _;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -9,11 +10,12 @@ use super::tools::not_offered;
 use super::{Exit, Global, Who, actor, output};
 use crate::app::Way;
 use crate::call::{Outcome, Request};
-use crate::catalog::Catalog;
-use crate::executor;
+use crate::catalog::{Catalog, Tool};
 use crate::failure::Code;
 use crate::identity::Credential;
 use crate::transport::loopback::NOBODY_SERVES;
+
+mod dry_run;
 
 /// Largest input read, in bytes. Attachments travel in it.
 const MAX_INPUT_BYTES: u64 = 40 << 20; // 40 MiB
@@ -51,16 +53,9 @@ impl Call {
         let subject = app.obo.authenticate(&credential).await.map_err(Exit::failed)?;
 
         if self.dry_run {
-            let tool = app.obo.tool(&subject, &self.tool).ok_or_else(|| not_offered(&app.catalog, &self.tool))?;
-            let Some(api) = tool.api() else {
-                return Err(Exit::usage(format!(
-                    "{} makes no request of its own: there is nothing to show",
-                    tool.name
-                )));
-            };
-            arguments.remove("account");
-            let arguments = tool.arguments(arguments)?;
-            return output::json(&executor::plan(api, &arguments)?);
+            let tool = app.obo.tool(&subject, &self.tool).or_else(|| waiting(&app.catalog, &self.tool));
+            let tool = tool.ok_or_else(|| not_offered(&app.catalog, &self.tool))?;
+            return dry_run::show(&tool, arguments, self.json);
         }
 
         let connect = connect_command(&app.catalog, &self.tool, &arguments);
@@ -129,6 +124,14 @@ impl Call {
         }
         text
     }
+}
+
+/// A tool that is not offered because its provider has no client yet. What it would send can be shown all the same: whoever
+/// writes a manifest wants to see it before anything is registered.
+fn waiting(catalog: &Catalog, name: &str) -> Option<Arc<Tool>> {
+    let named = |tool: &&Arc<Tool>| tool.name.as_str() == name || tool.name.underscored() == name;
+    let without_client = |tool: &&Arc<Tool>| tool.api().is_some_and(|api| api.provider.client.is_none());
+    catalog.known_tools().find(|tool| named(tool) && without_client(tool)).cloned()
 }
 
 /// The provider that a call may need, and the command that connects it.

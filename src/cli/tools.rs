@@ -7,6 +7,9 @@ use super::{Exit, Global, output};
 use crate::app::load_catalog;
 use crate::catalog::{Catalog, Tool};
 
+mod check;
+mod test;
+
 #[derive(Subcommand)]
 pub(super) enum Tools {
     /// The tools that are offered
@@ -23,44 +26,56 @@ pub(super) enum Tools {
         #[arg(long)]
         json: bool,
     },
+    /// Say what is wrong in manifests: file, line, reason and mend
+    Check(check::Check),
+    /// Run the cases that manifests have, without a network
+    Test(test::Test),
 }
 
 impl Tools {
-    pub(super) fn run(self, global: &Global) -> Result<(), Exit> {
-        let catalog = load_catalog(&global.config()?)?;
+    pub(super) async fn run(self, global: &Global) -> Result<(), Exit> {
+        let catalog = || -> Result<_, Exit> { Ok(load_catalog(&global.config()?)?) };
         match self {
-            Tools::List { json: true } => output::json(&catalog.tools().map(|tool| as_json(tool)).collect::<Vec<_>>()),
-            Tools::List { json: false } => {
-                if !catalog.tools().any(|tool| tool.api().is_some()) {
-                    eprintln!("{}", nothing_offered(&catalog));
-                }
-                if catalog.tools().next().is_none() {
-                    return Ok(());
-                }
-                let rows: Vec<Vec<String>> = catalog
-                    .tools()
-                    .map(|tool| vec![tool.name.to_string(), tool.effect.as_str().to_owned(), tool.title.clone()])
-                    .collect();
-                output::table(&["TOOL", "EFFECT", "WHAT"], &rows)
-            }
-            Tools::Show { tool: name, json } => {
-                let tool = catalog.find(&name).ok_or_else(|| not_offered(&catalog, &name))?;
-                if json {
-                    return output::json(&as_json(tool));
-                }
-                output::line(format!("{}: {}\n", tool.name, tool.title))?;
-                output::line(format!("{}\n", tool.description.trim()))?;
-                let provider = tool.api().map_or("none: obo does it itself", |api| &api.provider.name);
-                output::line(format!("provider   {provider}"))?;
-                output::line(format!("effect     {}", tool.effect.as_str()))?;
-                for (i, set) in tool.api().iter().flat_map(|api| &api.scopes_any_of).enumerate() {
-                    output::line(format!("{}     {}", if i == 0 { "scopes" } else { "or    " }, set.join(" ")))?;
-                }
-                output::line("\narguments (JSON Schema)")?;
-                output::json(&tool.input)
-            }
+            Tools::List { json } => list(&*catalog()?, json),
+            Tools::Show { tool, json } => show(&*catalog()?, &tool, json),
+            Tools::Check(check) => check.run(global),
+            Tools::Test(test) => test.run(global).await,
         }
     }
+}
+
+fn list(catalog: &Catalog, json: bool) -> Result<(), Exit> {
+    if json {
+        return output::json(&catalog.tools().map(|tool| as_json(tool)).collect::<Vec<_>>());
+    }
+    if !catalog.tools().any(|tool| tool.api().is_some()) {
+        eprintln!("{}", nothing_offered(catalog));
+    }
+    if catalog.tools().next().is_none() {
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = catalog
+        .tools()
+        .map(|tool| vec![tool.name.to_string(), tool.effect.as_str().to_owned(), tool.title.clone()])
+        .collect();
+    output::table(&["TOOL", "EFFECT", "WHAT"], &rows)
+}
+
+fn show(catalog: &Catalog, name: &str, json: bool) -> Result<(), Exit> {
+    let tool = catalog.find(name).ok_or_else(|| not_offered(catalog, name))?;
+    if json {
+        return output::json(&as_json(tool));
+    }
+    output::line(format!("{}: {}\n", tool.name, tool.title))?;
+    output::line(format!("{}\n", tool.description.trim()))?;
+    let provider = tool.api().map_or("none: obo does it itself", |api| &api.provider.name);
+    output::line(format!("provider   {provider}"))?;
+    output::line(format!("effect     {}", tool.effect.as_str()))?;
+    for (i, set) in tool.api().iter().flat_map(|api| &api.scopes_any_of).enumerate() {
+        output::line(format!("{}     {}", if i == 0 { "scopes" } else { "or    " }, set.join(" ")))?;
+    }
+    output::line("\narguments (JSON Schema)")?;
+    output::json(&tool.input)
 }
 
 fn nothing_offered(catalog: &Catalog) -> &'static str {

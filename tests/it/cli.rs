@@ -325,7 +325,7 @@ async fn results_are_json_where_it_is_asked_for() {
 async fn a_dry_run_shows_the_request_and_sends_none() {
     let (program, provider) = Program::with_provider("").await;
     let input = json!({ "time_min": "2026-12-01T00:00:00Z", "time_max": "2026-12-08T00:00:00Z" }).to_string();
-    let ran = program.run(&["call", "GoogleCalendar.ListEvents", "--dry-run", "--input", &input]).await;
+    let ran = program.run(&["call", "GoogleCalendar.ListEvents", "--dry-run", "--json", "--input", &input]).await;
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
     let requests: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(requests[0]["headers"]["authorization"], "Bearer ••••");

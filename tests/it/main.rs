@@ -46,6 +46,7 @@ mod tamper;
 mod threat_model;
 mod threats;
 mod tool_pages;
+mod tools_check;
 mod tools_snapshot;
 mod transport_fake;
 mod transport_handler;

@@ -11,7 +11,7 @@ use url::Url;
 use crate::audit::{Audit, Event, Kind, Phase};
 use crate::authorization_server::{self, AuthorizationServer};
 use crate::call::{Obo, Stages};
-use crate::catalog::{Catalog, Level, Problem, ProviderConfig};
+use crate::catalog::{Catalog, Level, Live, Problem, ProviderConfig};
 use crate::clock::SharedClock;
 use crate::config::{Config, ConfigError, StoreName};
 use crate::consent::{self, Consent, Door, Listener};
@@ -31,6 +31,8 @@ use crate::transport::loopback::{Loopback, Owner, Proof, Site, owner_route, shar
 use crate::transport::{http, oauth, pages, rest};
 use crate::upkeep::Upkeep;
 use crate::vault::{self, Journal, Vault};
+
+mod reload;
 
 /// How this process is used: who serves the consent pages, and for whom flows are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +78,10 @@ pub struct App {
     pub store: Arc<dyn Store>,
     /// The keys, opened on first need.
     pub keys: Keys,
-    /// Tools and providers.
+    /// Tools and providers, as they were at the start.
     pub catalog: Arc<Catalog>,
+    /// Tools and providers, as they are.
+    pub live: Live,
     /// The audit.
     pub audit: Audit,
     /// The time.
@@ -183,7 +187,10 @@ impl App {
         });
 
         let owner = if way == Way::Serve { Owner::Site(public_url(&config)?) } else { Owner::Local };
-        let proof = Proof::new(keys.clone(), data_dir, digest_of_providers(&catalog), shared.port(), owner);
+        let live = Live::new(Arc::clone(&catalog));
+        let current = live.clone();
+        let providers = Arc::new(move || digest_of_providers(&current.now()));
+        let proof = Proof::new(keys.clone(), data_dir, providers, shared.port(), owner);
         let loopback = (way != Way::Serve)
             .then(|| Loopback::new(shared, loopback_base, proof.clone(), egress.clone(), way == Way::Local));
         let door: Arc<dyn Door> = match &loopback {
@@ -196,7 +203,7 @@ impl App {
             identity: identity.clone(),
             vault: vault.clone(),
             oauth,
-            catalog: Arc::clone(&catalog),
+            catalog: live.clone(),
             audit: audit.clone(),
             clock: Arc::clone(&clock),
             door,
@@ -206,7 +213,7 @@ impl App {
         let upkeep = Upkeep::new(Arc::clone(&store), keys.clone(), vault.clone(), audit.clone());
         let obo = Obo::new(Stages {
             identity,
-            catalog: Arc::clone(&catalog),
+            catalog: live.clone(),
             policy: Policy,
             audit: audit.clone(),
             consent,
@@ -214,7 +221,7 @@ impl App {
             executor: Executor::new(egress),
             calls_per_minute: config.server.calls_per_minute,
         });
-        Ok(Self { config, store, keys, catalog, audit, clock, vault, obo, loopback, upkeep, proof, clients })
+        Ok(Self { config, store, keys, catalog, live, audit, clock, vault, obo, loopback, upkeep, proof, clients })
     }
 }
 
@@ -253,8 +260,13 @@ pub async fn sweep(store: Arc<dyn Store>, clock: SharedClock) {
 
 /// Takes up what other processes left behind, until this one is about to end. For processes that stay.
 pub fn tend(app: &App) -> impl Future<Output = ()> + Send + 'static {
-    let (vault, catalog) = (app.vault.clone(), Arc::clone(&app.catalog));
+    let (vault, catalog) = (app.vault.clone(), app.live.clone());
     async move { vault.tend(catalog).await }
+}
+
+/// Takes up changed manifests, until it is dropped. For processes that stay.
+pub fn watch_tools(app: &App) -> impl Future<Output = ()> + Send + 'static {
+    reload::watch(app.config.clone(), app.live.clone())
 }
 
 /// Refreshes are recorded beside the calls that needed them, without making a call wait.

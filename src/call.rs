@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tokio_util::task::TaskTracker;
 
 use crate::audit::{Audit, Ending, Entry, Event, Kind, Phase};
-use crate::catalog::{Arguments, Catalog, Provider, Tool};
+use crate::catalog::{Arguments, Changes, Live, Provider, Tool};
 use crate::consent::{Ask, Consent, Link, NoGrant};
 use crate::executor::{Executor, Ran, RunError};
 use crate::failure::{Code, Failure};
@@ -67,7 +67,7 @@ pub struct Stages {
     /// Who is this?
     pub identity: Identity,
     /// What is asked for?
-    pub catalog: Arc<Catalog>,
+    pub catalog: Live,
     /// May they?
     pub policy: Policy,
     /// Intent and outcome.
@@ -206,7 +206,7 @@ impl Obo {
     /// argument's text.
     fn provider_named_in(&self, arguments: &Arguments) -> Option<ProviderId> {
         let id = arguments.as_map().get("provider")?.as_str()?;
-        self.stages.catalog.provider(id).map(|provider| provider.id.clone())
+        self.stages.catalog.now().provider(id).map(|provider| provider.id.clone())
     }
 
     /// Records a call that was refused before it had a permit.
@@ -283,13 +283,18 @@ impl Obo {
 
     /// All tools that are offered to anybody, in the order of their names.
     pub fn all_tools(&self) -> Vec<Arc<Tool>> {
-        self.stages.catalog.tools().cloned().collect()
+        self.stages.catalog.now().tools().cloned().collect()
+    }
+
+    /// Changes of what is offered, from now on.
+    pub fn changes(&self) -> Changes {
+        self.stages.catalog.changes()
     }
 
     /// The tools that a person may see, in the order of their names.
     pub fn tools(&self, subject: &Subject) -> Vec<Arc<Tool>> {
-        let tools = self.stages.catalog.tools();
-        tools.filter(|tool| self.stages.policy.may_see(subject, tool)).cloned().collect()
+        let catalog = self.stages.catalog.now();
+        catalog.tools().filter(|tool| self.stages.policy.may_see(subject, tool)).cloned().collect()
     }
 
     /// A person's accounts, for each provider where they have several. Empty while the keys are not open: a list must
@@ -306,8 +311,8 @@ impl Obo {
 
     /// One tool that a person may see, by either spelling.
     pub fn tool(&self, subject: &Subject, name: &str) -> Option<Arc<Tool>> {
-        let tool = self.stages.catalog.find(name)?;
-        self.stages.policy.may_see(subject, tool).then(|| Arc::clone(tool))
+        let tool = self.stages.catalog.now().find(name).cloned()?;
+        self.stages.policy.may_see(subject, &tool).then_some(tool)
     }
 
     /// The access token of a connection, refreshed if need be, for an application that may read it; on record before it is
@@ -327,6 +332,7 @@ impl Obo {
             return Err(Failure::new(Code::Denied, "the application's key is no longer valid; use the new one"));
         }
         // Its manifest is gone: nobody can tell any more what the token is good for.
+        let catalog = catalog.now();
         let Some(provider) = catalog.provider(grant.provider.as_str()) else { return Ok(None) };
         let actor = reader.application().source().to_string();
         let event = |phase, failure| Event {
@@ -359,7 +365,7 @@ impl Obo {
 
     /// The providers that have a client, in the order of their ids.
     pub fn offered_providers(&self) -> Vec<Arc<Provider>> {
-        self.stages.catalog.providers().filter(|provider| provider.client.is_some()).cloned().collect()
+        self.stages.catalog.now().providers().filter(|provider| provider.client.is_some()).cloned().collect()
     }
 
     /// Consent, for the pages.

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::audit::{Audit, Event, Kind, Phase};
-use crate::catalog::{Api, Catalog, Own, Provider, Runs};
+use crate::catalog::{Api, Live, Own, Provider, Runs};
 use crate::clock::{SharedClock, remaining};
 use crate::failure::{Code, Failure};
 use crate::id::{Person, ProviderId, ToolName};
@@ -150,7 +150,7 @@ pub struct Parts {
     /// Exchanges the codes.
     pub oauth: Oauth,
     /// The providers.
-    pub catalog: Arc<Catalog>,
+    pub catalog: Live,
     /// Records consents.
     pub audit: Audit,
     /// The time.
@@ -176,7 +176,7 @@ struct Inner {
     identity: Identity,
     vault: Vault,
     oauth: Oauth,
-    catalog: Arc<Catalog>,
+    catalog: Live,
     audit: Audit,
     clock: SharedClock,
     door: Arc<dyn Door>,
@@ -357,7 +357,7 @@ impl Consent {
         let grants = self.inner.vault.grants(person).await?;
         let grant = grants.into_iter().find(|g| g.provider.as_str() == provider && g.account.key == account_key);
         let Some(grant) = grant else { return Ok(None) };
-        let provider = self.inner.catalog.provider(provider).cloned();
+        let provider = self.inner.catalog.now().provider(provider).cloned();
         let (this, actor) = (self.clone(), actor.to_owned());
         // Revoked and recorded, or not begun: whoever asked may go away in the middle.
         let task =
@@ -481,7 +481,7 @@ impl Consent {
 
     /// Whether a code that a page shows can be typed back by an MCP client.
     fn takes_codes(&self) -> bool {
-        self.inner.catalog.tools().any(|tool| matches!(tool.runs, Runs::Own(Own::Connect)))
+        self.inner.catalog.now().tools().any(|tool| matches!(tool.runs, Runs::Own(Own::Connect)))
     }
 
     /// Whether a browser can show that it belongs to a person. A link for anybody else would be good for whoever holds

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::call::{Obo, Outcome, Request};
-use crate::catalog::{Effect, Tool};
+use crate::catalog::{Changes, Effect, Tool};
 use crate::id::{Person, ToolName};
 use crate::identity::{Credential, IdentityError, Lacking, Subject};
 use crate::policy;
@@ -28,6 +28,7 @@ pub mod delivery;
 mod drain;
 pub mod frame;
 pub mod http;
+mod listeners;
 pub mod loopback;
 mod mcp;
 pub mod oauth;
@@ -57,6 +58,11 @@ pub trait Service: Send + Sync + 'static {
 
     /// One tool that a caller may see, by either spelling of its name.
     fn tool(&self, caller: &Self::Caller, name: &str) -> Option<Listing>;
+
+    /// Changes of what is offered, from now on. None: it never changes.
+    fn changes(&self) -> Option<Changes> {
+        None
+    }
 
     /// Puts it on record that a call was refused for what the caller's credential lacks, before it came to be one.
     fn refused(&self, caller: &Self::Caller, tool: &ToolName) -> impl Future<Output = ()> + Send;
@@ -109,6 +115,10 @@ impl Service for Obo {
 
     fn tool(&self, caller: &Subject, name: &str) -> Option<Listing> {
         Obo::tool(self, caller, name).map(|tool| Listing::from(&*tool))
+    }
+
+    fn changes(&self) -> Option<Changes> {
+        Some(Obo::changes(self))
     }
 
     async fn refused(&self, caller: &Subject, tool: &ToolName) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::catalog::{Catalog, Provider};
+use crate::catalog::{Live, Provider};
 use crate::clock::SharedClock;
 use crate::failure::Failure;
 use crate::id::{Person, ProviderId};
@@ -131,8 +131,9 @@ impl Vault {
 
     /// Takes up what others left behind, now and every few seconds, until this process is about to end: answers that were
     /// not written, and refreshes that were interrupted. For processes that stay.
-    pub async fn tend(&self, catalog: Arc<Catalog>) {
+    pub async fn tend(&self, catalog: Live) {
         let upstream = |head: &head::Head| {
+            let catalog = catalog.now();
             let provider = catalog.provider(head.provider.as_str()).filter(|provider| provider.client.is_some())?;
             Some(Upstream::new(&self.oauth, provider))
         };

@@ -7,7 +7,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::{Exit, Global};
-use crate::app::{Way, site, sweep, tend};
+use crate::app::{Way, site, sweep, tend, watch_tools};
 use crate::config::ConfigError;
 use crate::transport;
 
@@ -44,6 +44,7 @@ impl Serve {
         tracing::info!(%address, public_url = app.config.server.public_base(), tools = app.catalog.tools().count(), "listening");
         tokio::spawn(sweep(Arc::clone(&app.store), Arc::clone(&app.clock)));
         tokio::spawn(tend(&app));
+        tokio::spawn(watch_tools(&app));
         let stop = transport::signal::on_signal().map_err(Exit::failed)?;
         transport::http::serve(listener, site(&app, address)?, stop).await.map_err(Exit::failed)?;
         app.obo.drain(transport::SHUTDOWN_GRACE).await;

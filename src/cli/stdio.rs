@@ -6,7 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::{Exit, Global, Who};
-use crate::app::{Way, sweep, tend};
+use crate::app::{Way, sweep, tend, watch_tools};
 use crate::identity::Credential;
 use crate::transport;
 
@@ -25,6 +25,7 @@ impl Stdio {
 
         tokio::spawn(sweep(Arc::clone(&app.store), Arc::clone(&app.clock)));
         tokio::spawn(tend(&app));
+        tokio::spawn(watch_tools(&app));
         let stop = transport::signal::on_signal().map_err(Exit::failed)?;
         let pages = CancellationToken::new();
         let serving = app.loopback.clone().map(|loopback| tokio::spawn(loopback.serve(app.obo.clone(), pages.clone())));

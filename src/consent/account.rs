@@ -72,7 +72,8 @@ impl Consent {
     fn in_words(&self, grant: &Grant, all: &[Grant], last_used: &BTreeMap<(String, String), Timestamp>) -> Connection {
         let siblings = || all.iter().filter(|other| other.provider == grant.provider);
         let default = Grant::default_of(siblings()).is_some_and(|default| default.account.key == grant.account.key);
-        let provider = self.inner.catalog.provider(grant.provider.as_str());
+        let catalog = self.inner.catalog.now();
+        let provider = catalog.provider(grant.provider.as_str());
         let base = provider.map(|provider| provider.oauth.base_scopes.clone()).unwrap_or_default();
         let words = |scope: &String| provider.and_then(|p| p.scopes.get(scope)).unwrap_or(scope).clone();
         let used = last_used.get(&(grant.provider.to_string(), grant.account.label.clone())).copied();

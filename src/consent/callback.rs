@@ -175,7 +175,7 @@ impl Consent {
             self.note_refused(&flow, "consent.other_provider").await;
             return Ok(Returned::NotOurs);
         }
-        let Some(provider) = self.inner.catalog.provider(provider_id).cloned() else {
+        let Some(provider) = self.inner.catalog.now().provider(provider_id).cloned() else {
             return stray("its provider is not in the catalog");
         };
         let Stage::Forwarded(forwarded) = flow.stage.clone() else {

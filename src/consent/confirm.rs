@@ -239,7 +239,7 @@ impl Consent {
     }
 
     async fn redeem(&self, flow: Flow, redeemable: Redeemable, actor: &str) -> Result<Confirmed, Failure> {
-        let Some(provider) = self.inner.catalog.provider(flow.need.provider.as_str()).cloned() else {
+        let Some(provider) = self.inner.catalog.now().provider(flow.need.provider.as_str()).cloned() else {
             return Ok(Confirmed::Unknown);
         };
         self.note_of(&flow, actor, "consent.confirmed", None).await;

@@ -153,7 +153,7 @@ impl Consent {
                 }
             }
             let ending = grants.into_iter().map(|grant| async {
-                let provider = self.inner.catalog.provider(grant.provider.as_str()).cloned();
+                let provider = self.inner.catalog.now().provider(grant.provider.as_str()).cloned();
                 let outcome = self.end(grant.clone(), provider, actor, Keep::Unconfirmed).await;
                 Ended { grant, outcome }
             });

@@ -84,7 +84,8 @@ impl Consent {
         let mut grants = self.inner.vault.grants(person).await?;
         grants.retain(|grant| grant.provider.as_str() == id);
         let labels: Vec<String> = grants.iter().map(|grant| grant.account.label.clone()).collect();
-        let provider = self.inner.catalog.provider(id);
+        let catalog = self.inner.catalog.now();
+        let provider = catalog.provider(id);
         let name = provider.map_or("provider", |provider| provider.name.as_str());
         if let Some(account) = given.text("account") {
             grants.retain(|grant| is_named(grant, account));

@@ -192,10 +192,10 @@ impl Consent {
                 return Ok(Entered::Shut(View::NoProof));
             }
         };
-        let Some(provider) = self.inner.catalog.provider(flow.need.provider.as_str()) else {
+        let Some(provider) = self.inner.catalog.now().provider(flow.need.provider.as_str()).cloned() else {
             return Ok(Entered::Shut(View::Gone));
         };
-        Ok(Entered::In { provider: std::sync::Arc::clone(provider), flow: Box::new(flow), confirmer })
+        Ok(Entered::In { provider, flow: Box::new(flow), confirmer })
     }
 
     /// How people of a source sign in.

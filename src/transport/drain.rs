@@ -25,11 +25,17 @@ pub(super) struct Draining<T> {
     pending: Pending,
     stop: CancellationToken,
     ended: Option<Instant>,
+    tell: CancellationToken,
 }
 
 impl<T> Draining<T> {
     pub(super) fn new(inner: T, pending: Pending, stop: CancellationToken) -> Self {
-        Self { inner, pending, stop, ended: None }
+        Self { inner, pending, stop, ended: None, tell: CancellationToken::new() }
+    }
+
+    /// Cancels `tell` when the input has ended: what would go on until then ends too.
+    pub(super) fn telling(self, tell: CancellationToken) -> Self {
+        Self { tell, ..self }
     }
 }
 
@@ -71,6 +77,7 @@ impl<T: Transport<RoleServer>> Transport<RoleServer> for Draining<T> {
                     self.pending.note(&message);
                     return Some(message);
                 }
+                self.tell.cancel();
                 *self.ended.insert(Instant::now())
             }
         };

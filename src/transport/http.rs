@@ -126,6 +126,7 @@ pub fn router_to<S: Service, H: Handler>(handler: H, setup: Setup<S>) -> App {
     let gate = Arc::new(Gate::new(&config, listen));
     let stop =
         Stop { listening: CancellationToken::new(), answers: TaskTracker::new(), sessions: CancellationToken::new() };
+    let handler = handler.ending_with(stop.listening.clone());
     let described = &metadata::RESOURCES[..if sse_is_a_resource { 2 } else { 1 }];
     let challenges = Challenges::new(&base, described, &scopes);
     let endpoint = Arc::new(Endpoint::new(service, handler, challenges, mcp_sessions, stop.clone()));

@@ -49,6 +49,9 @@ pub enum Owner {
     Site(Url),
 }
 
+/// Names the providers, and the clients at them, that a process has now: manifests may change while it runs.
+pub type ProvidersDigest = Arc<dyn Fn() -> [u8; 32] + Send + Sync>;
+
 /// What proves the ownership of the port.
 #[derive(Clone)]
 pub struct Proof {
@@ -56,14 +59,14 @@ pub struct Proof {
     /// Proofs of another folder, or of another machine's folder at another path, are not ours.
     data_dir: PathBuf,
     /// Nor are those of a process that has other providers or clients: it could not finish our flows.
-    providers: [u8; 32],
+    providers: ProvidersDigest,
     port: u16,
     owner: Owner,
 }
 
 impl Proof {
     /// The proof of owning `port` as `owner`, with the vault of `data_dir` and these providers.
-    pub fn new(keys: Keys, data_dir: PathBuf, providers: [u8; 32], port: u16, owner: Owner) -> Self {
+    pub fn new(keys: Keys, data_dir: PathBuf, providers: ProvidersDigest, port: u16, owner: Owner) -> Self {
         Self { keys, data_dir, providers, port, owner }
     }
 
@@ -98,7 +101,8 @@ impl Proof {
             Owner::Local => "",
             Owner::Site(base) => base.as_str(),
         };
-        let parts = [challenge.as_bytes(), &self.port.to_be_bytes(), folder, &self.providers, base.as_bytes()];
+        let providers = (self.providers)();
+        let parts = [challenge.as_bytes(), &self.port.to_be_bytes(), folder, &providers, base.as_bytes()];
         Ok(hex(&keys.mac("loopback owner", &parts)))
     }
 }

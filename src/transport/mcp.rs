@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, ClientCapabilities, DiscoverResult, Implementation,
-    ListToolsResult, MetaObject, PaginatedRequestParams, ProtocolVersion, ServerCapabilities, ServerConfig, Tool,
-    ToolAnnotations,
+    ListToolsResult, MetaObject, PaginatedRequestParams, ProtocolVersion, ServerCapabilities, ServerConfig,
+    SubscriptionFilter, Tool, ToolAnnotations,
 };
-use rmcp::service::RequestContext;
+use rmcp::service::{NotificationContext, RequestContext, SubscriptionContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use super::config::ToolNames;
 use super::delivery::{CONSENT_KEY_PREFIX, Recipient, deliver};
-use super::{Listing, Service, Settings};
+use super::listeners::Listeners;
+use super::{Caller as _, Listing, Service, Settings};
 use crate::call::{Outcome, Request, Resume};
 use crate::catalog::Effect;
 use crate::failure::Failure;
@@ -53,6 +55,12 @@ pub(super) async fn with_caller<C: Send + Sync + 'static, T>(caller: C, work: im
 pub trait Handler: ServerHandler + Clone {
     /// The same, speaking the revisions that have an `initialize` handshake only.
     fn with_handshake_only(self) -> Self;
+
+    /// The same, ending what would go on for ever when `end` is cancelled.
+    fn ending_with(self, end: CancellationToken) -> Self {
+        let _ = end;
+        self
+    }
 }
 
 /// The product's.
@@ -61,6 +69,8 @@ pub(super) struct Mcp<S> {
     who: Who,
     settings: Settings,
     newest: ProtocolVersion,
+    listeners: Listeners,
+    end: CancellationToken,
 }
 
 /// Where a request's caller comes from.
@@ -79,13 +89,17 @@ impl<S> Clone for Mcp<S> {
             who: self.who.clone(),
             settings: self.settings,
             newest: self.newest.clone(),
+            listeners: self.listeners.clone(),
+            end: self.end.clone(),
         }
     }
 }
 
 impl<S: Service> Mcp<S> {
     pub(super) fn new(service: Arc<S>, who: Who, settings: Settings) -> Self {
-        Self { service, who, settings, newest: ProtocolVersion::LATEST }
+        let listeners = Listeners::new(service.changes());
+        let end = CancellationToken::new();
+        Self { service, who, settings, newest: ProtocolVersion::LATEST, listeners, end }
     }
 
     async fn caller(&self, context: &RequestContext<RoleServer>) -> Result<S::Caller, ErrorData> {
@@ -151,11 +165,15 @@ impl<S: Service> Handler for Mcp<S> {
         self.newest = ProtocolVersion::LATEST_WITH_INITIALIZE;
         self
     }
+
+    fn ending_with(self, end: CancellationToken) -> Self {
+        Self { end, ..self }
+    }
 }
 
 impl<S: Service> ServerHandler for Mcp<S> {
     fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_tool_list_changed().build())
             .with_server_info(implementation())
             .with_instructions(INSTRUCTIONS)
             // What `initialize` falls back to; 2026-07-28 has no handshake.
@@ -171,6 +189,31 @@ impl<S: Service> ServerHandler for Mcp<S> {
         Ok(DiscoverResult::from_server_info(versions, self.get_info())
             .with_ttl_ms(LIST_TTL_MS)
             .with_cache_scope(CacheScope::Private))
+    }
+
+    /// A client of a revision with a handshake hears of changes in its session, without asking.
+    async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
+        self.listeners.add(context.peer);
+    }
+
+    /// 2026-07-28 has no sessions: a client that wants to hear of changes listens for them (Subscriptions).
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        Some(requested.clone())
+    }
+
+    async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        let caller = self.caller(context.request_context()).await?;
+        let Some(_counted) = self.listeners.begin(caller.person()) else {
+            let text = "too many subscriptions of this user are open; close some first";
+            return Err(ErrorData::invalid_request(text, None));
+        };
+        let told = self.listeners.tell(&context);
+        tokio::select! {
+            () = told => {}
+            () = context.cancelled() => {}
+            () = self.end.cancelled() => {}
+        }
+        Ok(())
     }
 
     /// For the check of `Mcp-Param-*` headers (2026-07-28, Transports §Standard Request Headers), which runs before

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::drain::{Draining, Pending};
 use super::frame::{Frame, FrameError, Kind, Message, error_json, parse_frame};
-use super::mcp::{Mcp, Who};
+use super::mcp::{Handler as _, Mcp, Who};
 use super::{Service, Settings};
 use crate::identity::Credential;
 
@@ -70,8 +70,9 @@ where
     // Its own token: whoever cannot be written to any more need not be read from either.
     let stop = shutdown.child_token();
     let writing = tokio::spawn(write_lines(writer, lines, stop.clone()));
-    let transport = Draining::new(Lines::new(reader, outbox), Pending::new(), stop);
-    let handler = Mcp::new(service, Who::Process(credential), settings);
+    let end = CancellationToken::new();
+    let transport = Draining::new(Lines::new(reader, outbox), Pending::new(), stop).telling(end.clone());
+    let handler = Mcp::new(service, Who::Process(credential), settings).ending_with(end);
     // Not `stop`: cancelling rmcp's own token would throw away the answers of calls under way.
     match handler.serve_with_ct(transport, CancellationToken::new()).await {
         Ok(running) => {

@@ -154,6 +154,17 @@ impl StdioClient {
         }
     }
 
+    /// Waits for a notification.
+    pub async fn notification(&mut self, method: &str) -> Value {
+        loop {
+            let line = self.lines.next_line().await.unwrap().unwrap_or_else(|| panic!("stdout ended: {}", self.log()));
+            let message: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("not JSON-RPC: {e}: {line}"));
+            if message["method"] == method {
+                return message;
+            }
+        }
+    }
+
     pub async fn call(&mut self, tool: &str, arguments: Value) -> Value {
         let answer = self.request("tools/call", json!({ "name": tool, "arguments": arguments })).await;
         answer.get("result").cloned().unwrap_or(answer)

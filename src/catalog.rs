@@ -36,6 +36,7 @@ mod verdict;
 
 pub use arguments::{Arguments, MAX_ARGUMENT_BYTES, MAX_ARGUMENT_DEPTH, RESERVED, encoded_length};
 pub use finding::{Finding, Level, Problem};
+pub use lint::kebab;
 pub use live::{Changes, Live};
 pub use load::{Checked, Tested, ToolsConfig};
 pub use own::OWN_TOOLKIT;

@@ -63,7 +63,7 @@ fn names(manifest: &ToolManifest, file: &str, findings: &mut Vec<Finding>) {
 }
 
 /// `SendEmail` as `send-email`.
-fn kebab(text: &str) -> String {
+pub fn kebab(text: &str) -> String {
     let mut kebab = String::new();
     let chars: Vec<char> = text.chars().collect();
     for (i, c) in chars.iter().enumerate() {

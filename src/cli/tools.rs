@@ -8,6 +8,7 @@ use crate::app::load_catalog;
 use crate::catalog::{Catalog, Tool};
 
 mod check;
+mod new;
 mod test;
 
 #[derive(Subcommand)]
@@ -28,6 +29,8 @@ pub(super) enum Tools {
     },
     /// Say what is wrong in manifests: file, line, reason and mend
     Check(check::Check),
+    /// Write a new manifest, with comments and a case
+    New(new::New),
     /// Run the cases that manifests have, without a network
     Test(test::Test),
 }
@@ -39,6 +42,7 @@ impl Tools {
             Tools::List { json } => list(&*catalog()?, json),
             Tools::Show { tool, json } => show(&*catalog()?, &tool, json),
             Tools::Check(check) => check.run(global),
+            Tools::New(new) => new.run(global).await,
             Tools::Test(test) => test.run(global).await,
         }
     }

@@ -47,6 +47,7 @@ mod threat_model;
 mod threats;
 mod tool_pages;
 mod tools_check;
+mod tools_new;
 mod tools_reload;
 mod tools_snapshot;
 mod transport_fake;

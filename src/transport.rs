@@ -29,6 +29,7 @@ mod drain;
 pub mod frame;
 pub mod http;
 mod listeners;
+mod lists;
 pub mod loopback;
 mod mcp;
 pub mod oauth;
@@ -62,6 +63,12 @@ pub trait Service: Send + Sync + 'static {
     /// Changes of what is offered, from now on. None: it never changes.
     fn changes(&self) -> Option<Changes> {
         None
+    }
+
+    /// The very tools behind [`Service::tools`], where what is shown of them is the same for everybody who sees them: it is
+    /// then written out once for all of them. None: it has to be asked for each caller.
+    fn shown(&self, _caller: &Self::Caller) -> impl Future<Output = Option<Vec<Arc<Tool>>>> + Send {
+        std::future::ready(None)
     }
 
     /// Puts it on record that a call was refused for what the caller's credential lacks, before it came to be one.
@@ -111,6 +118,10 @@ impl Service for Obo {
             None => Listing::from(&**tool),
         };
         Obo::tools(self, caller).iter().map(listing).collect()
+    }
+
+    async fn shown(&self, caller: &Subject) -> Option<Vec<Arc<Tool>>> {
+        self.several_accounts(caller).await.is_empty().then(|| Obo::tools(self, caller))
     }
 
     fn tool(&self, caller: &Subject, name: &str) -> Option<Listing> {

@@ -52,6 +52,11 @@ impl Message {
     pub fn is_initialize(&self) -> bool {
         self.kind == Kind::Request && self.method.as_deref() == Some("initialize")
     }
+
+    /// Whether it asks for the tools.
+    pub fn lists_tools(&self) -> bool {
+        self.kind == Kind::Request && self.method.as_deref() == Some("tools/list")
+    }
 }
 
 /// The kinds of JSON-RPC messages.

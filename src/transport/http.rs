@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::frame::{Frame, FrameError, Message, parse_frame};
-use super::mcp::{Mcp, Who, with_caller};
+use super::mcp::{Mcp, Who, WrittenOut, with_caller};
 use super::{Caller as _, Config, Handler, Service, Settings};
 use crate::id::Person;
 use crate::identity::McpSessions;
@@ -37,6 +37,7 @@ mod connection;
 pub mod health;
 mod kept;
 pub mod limits;
+mod list;
 mod metadata;
 mod origin;
 mod resume;
@@ -240,6 +241,12 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
         if is_modern(&parts.headers, Some(&message)) {
             // 2026-07-28 has no sessions and ignores the header. Taken out, it cannot reach a session unchecked.
             parts.headers.remove(SESSION_ID);
+            if message.lists_tools()
+                && let Some(tools) = self.handler.written_out(&parts).await
+            {
+                parts.extensions.insert(WrittenOut);
+                return Ok(list::put_in(self.forward_message(caller, parts, body, &message).await, tools).await);
+            }
         } else {
             self.session(&parts.headers, &caller).await?;
         }

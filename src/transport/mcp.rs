@@ -4,6 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, ClientCapabilities, DiscoverResult, Implementation,
     ListToolsResult, MetaObject, PaginatedRequestParams, ProtocolVersion, ServerCapabilities, ServerConfig,
@@ -17,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use super::config::ToolNames;
 use super::delivery::{CONSENT_KEY_PREFIX, Recipient, deliver};
 use super::listeners::Listeners;
+use super::lists::Lists;
 use super::{Caller as _, Listing, Service, Settings};
 use crate::call::{Outcome, Request, Resume};
-use crate::catalog::Effect;
+use crate::catalog::{self, Effect};
 use crate::failure::Failure;
 use crate::identity::{Credential, IdentityError};
 
@@ -61,7 +63,18 @@ pub trait Handler: ServerHandler + Clone {
         let _ = end;
         self
     }
+
+    /// The tools of a `tools/list` result, written out, where that was or can be done once for all who see the same. A
+    /// request with these parts and [`WrittenOut`] in them is answered as if there were none, for its caller to put them
+    /// in.
+    fn written_out(&self, _parts: &http::request::Parts) -> impl Future<Output = Option<Bytes>> + Send {
+        std::future::ready(None)
+    }
 }
+
+/// In the parts of a request: its tools are put in afterwards.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WrittenOut;
 
 /// The product's.
 pub(super) struct Mcp<S> {
@@ -71,6 +84,7 @@ pub(super) struct Mcp<S> {
     newest: ProtocolVersion,
     listeners: Listeners,
     end: CancellationToken,
+    lists: Arc<Lists>,
 }
 
 /// Where a request's caller comes from.
@@ -91,6 +105,7 @@ impl<S> Clone for Mcp<S> {
             newest: self.newest.clone(),
             listeners: self.listeners.clone(),
             end: self.end.clone(),
+            lists: self.lists.clone(),
         }
     }
 }
@@ -99,7 +114,7 @@ impl<S: Service> Mcp<S> {
     pub(super) fn new(service: Arc<S>, who: Who, settings: Settings) -> Self {
         let listeners = Listeners::new(service.changes());
         let end = CancellationToken::new();
-        Self { service, who, settings, newest: ProtocolVersion::LATEST, listeners, end }
+        Self { service, who, settings, newest: ProtocolVersion::LATEST, listeners, end, lists: Arc::default() }
     }
 
     async fn caller(&self, context: &RequestContext<RoleServer>) -> Result<S::Caller, ErrorData> {
@@ -132,6 +147,12 @@ impl<S: Service> Mcp<S> {
             tracing::error!(panicked = error.is_panic(), "call.broke_off");
             Outcome::Failed(Failure::internal("the call broke off"))
         })
+    }
+
+    fn in_order(&self, listings: impl IntoIterator<Item = Listing>) -> Vec<Tool> {
+        let mut tools: Vec<Tool> = listings.into_iter().map(|listing| self.tool(&listing)).collect();
+        tools.sort_by(|a, b| a.name.cmp(&b.name));
+        tools
     }
 
     fn tool(&self, listing: &Listing) -> Tool {
@@ -168,6 +189,16 @@ impl<S: Service> Handler for Mcp<S> {
 
     fn ending_with(self, end: CancellationToken) -> Self {
         Self { end, ..self }
+    }
+
+    async fn written_out(&self, parts: &http::request::Parts) -> Option<Bytes> {
+        let caller = parts.extensions.get::<S::Caller>()?.clone();
+        let tools = self.service.shown(&caller).await?;
+        let write = |tools: &[Arc<catalog::Tool>]| {
+            let listed = self.in_order(tools.iter().map(|tool| Listing::from(&**tool)));
+            serde_json::to_vec(&listed).ok().map(Bytes::from)
+        };
+        self.lists.of(tools, write)
     }
 }
 
@@ -233,8 +264,11 @@ impl<S: Service> ServerHandler for Mcp<S> {
             return Err(ErrorData::invalid_params("this cursor is not known; list again without one", None));
         }
         let caller = self.caller(&context).await?;
-        let mut tools: Vec<Tool> = self.service.tools(&caller).await.iter().map(|listing| self.tool(listing)).collect();
-        tools.sort_by(|a, b| a.name.cmp(&b.name));
+        let parts = context.extensions.get::<http::request::Parts>();
+        let tools = match parts.and_then(|parts| parts.extensions.get::<WrittenOut>()) {
+            Some(WrittenOut) => Vec::new(),
+            None => self.in_order(self.service.tools(&caller).await),
+        };
         let mut result = ListToolsResult::with_all_items(tools);
         if is_modern(&context) {
             result = result.with_ttl_ms(LIST_TTL_MS).with_cache_scope(CacheScope::Private);

@@ -45,6 +45,7 @@ mod sign_in;
 mod tamper;
 mod threat_model;
 mod threats;
+mod tool_lists;
 mod tool_pages;
 mod tools_check;
 mod tools_new;

@@ -8,6 +8,8 @@
 
 #[path = "../../examples/proof/evil_provider.rs"]
 mod evil_provider;
+#[path = "../../examples/notes/server.rs"]
+mod notes;
 #[path = "../../examples/sandbox/provider.rs"]
 mod provider;
 mod support;
@@ -33,6 +35,7 @@ mod migrate;
 mod offboarding;
 #[cfg(target_os = "linux")]
 mod os_keyring;
+mod own_provider;
 mod own_tools;
 mod postgres;
 mod processes;

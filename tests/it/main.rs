@@ -48,6 +48,7 @@ mod sign_in;
 mod tamper;
 mod threat_model;
 mod threats;
+mod tool_calls;
 mod tool_lists;
 mod tool_pages;
 mod tools_check;

@@ -90,7 +90,10 @@ async fn a_list_says_what_is_connected_and_what_could_be() {
             "not_connected": [{
                 "provider": "slack",
                 "provider_name": "Slack",
-                "tools": ["Slack.ListChannels", "Slack.PostMessage"],
+                "tools": [
+                    "Slack.AddReaction", "Slack.GetThread", "Slack.ListChannels", "Slack.PostMessage",
+                    "Slack.ScheduleMessage", "Slack.SearchMessages",
+                ],
             }],
         })
     );
@@ -123,7 +126,7 @@ async fn connect_asks_as_every_call_does_and_then_says_who() {
         (&authorization["status"], &authorization["provider"]),
         (&json!("authorization_required"), &json!("google"))
     );
-    assert_eq!(authorization["scopes"].as_array().unwrap().len(), 4, "what all its tools need: {authorization}");
+    assert_eq!(authorization["scopes"].as_array().unwrap().len(), 10, "what all its tools need: {authorization}");
     let link = link_of(&asked).unwrap();
     let ask = {
         let mut browser = Browser::new();
@@ -163,7 +166,7 @@ async fn connect_for_one_tool_asks_for_its_scopes_and_extends_later() {
     // More of the same account: only what is missing is named, and the account is the one to pick.
     let more = alice.call(CONNECT, json!({ "provider": "google" })).await;
     let scopes = more["_meta"]["obo/authorization"]["scopes"].clone();
-    assert!(scopes.as_array().unwrap().len() == 3 && !scopes.to_string().contains("gmail.send"), "{scopes}");
+    assert!(scopes.as_array().unwrap().len() == 9 && !scopes.to_string().contains("gmail.send"), "{scopes}");
     let asked = forwarded_to(&obo, &link_of(&more).unwrap(), "alice").await;
     assert_eq!(asked["login_hint"], "alice@example.com");
     assert!(asked["scope"].contains("gmail.send"), "what there is stays: {asked:?}");
@@ -338,7 +341,7 @@ async fn what_was_not_allowed_and_which_account_it_was_is_said() {
     assert_eq!(browser.get(&back).await.status, 200);
     let partly = value_of(&alice.call(CONNECT, all.clone()).await);
     assert_eq!(partly["status"], "connected");
-    assert_eq!(partly["not_allowed"].as_array().unwrap().len(), 3, "{partly}");
+    assert_eq!(partly["not_allowed"].as_array().unwrap().len(), 9, "{partly}");
     assert!(partly["not_allowed"].to_string().contains("read your e-mail"), "{partly}");
 
     // It ends, and is renewed with another account than the one that was meant.

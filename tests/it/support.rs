@@ -27,6 +27,7 @@ pub mod postgres;
 pub mod program;
 pub mod replicas;
 pub mod rest;
+pub mod scripted;
 
 pub use browser::Browser;
 pub use mcp::Mcp;
@@ -56,6 +57,7 @@ impl Drop for TestObo {
 pub struct Builder {
     config: String,
     provider: Box<dyn FnOnce(&mut provider::Settings)>,
+    without_providers: bool,
     tools: Vec<(String, String)>,
 }
 
@@ -67,7 +69,7 @@ impl TestObo {
 
     pub fn builder() -> Builder {
         // Nothing in a test waits for a consent unless it says so.
-        Builder { config: String::new(), provider: Box::new(|_| {}), tools: Vec::new() }
+        Builder { config: String::new(), provider: Box::new(|_| {}), without_providers: false, tools: Vec::new() }
     }
 
     /// A token of obo for a person of the default tenant.
@@ -161,6 +163,12 @@ impl Builder {
         self
     }
 
+    /// Leaves the providers to [`Builder::config`].
+    pub fn without_providers(mut self) -> Self {
+        self.without_providers = true;
+        self
+    }
+
     /// Adds a tool from a manifest.
     pub fn tool(mut self, file: &str, manifest: &str) -> Self {
         self.tools.push((file.to_owned(), manifest.to_owned()));
@@ -193,7 +201,9 @@ impl Builder {
         if !self.tools.is_empty() {
             text.push_str(&format!("[tools]\ndirs = [{tools:?}]\n"));
         }
-        text.push_str(&providers(&provider));
+        if !self.without_providers {
+            text.push_str(&providers(&provider));
+        }
         text.push_str(&self.config);
         let stop = CancellationToken::new();
         let open = |listen: String, public: Option<&str>| {

@@ -44,6 +44,7 @@ const DIALECT: Dialect = Dialect {
         g!("calendar.events.readonly"),
         g!("calendar.freebusy"),
         g!("drive.metadata.readonly"),
+        g!("drive.readonly"),
         g!("drive.file"),
     ],
     response_type_needed: true,

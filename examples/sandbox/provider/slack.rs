@@ -30,6 +30,7 @@ const DIALECT: Dialect = Dialect {
         "im:read",
         "im:write",
         "mpim:read",
+        "reactions:write",
         "search:read",
         "users:read",
         "users:read.email",

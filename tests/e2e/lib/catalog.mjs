@@ -73,6 +73,12 @@ const GITHUB = {
         assert.deepEqual([number, title, state, author, text, truncated], [pull, "Mend the login", "open", person, "At last.", false]),
     },
     {
+      tool: "GitHub.GetFile",
+      input: (mine) => ({ ...repository(mine), path: "login.txt", ref: "mend" }),
+      reached: (mine) => [`GET /repos/${slug(mine)}/contents/login.txt 200`],
+      value: ({ type, path, text, total }) => assert.deepEqual([type, path, text, total], ["file", "login.txt", "hi", 2]),
+    },
+    {
       tool: "GitHub.CreateIssue",
       input: (mine) => ({ ...repository(mine), title: `Login fails for ${mine.person}`, text: "Every time." }),
       reached: (mine) => [`POST /repos/${slug(mine)}/issues 201`],

@@ -488,6 +488,12 @@ mod tests {
         catalog.tools().filter(|tool| tool.api().is_some()).map(|tool| tool.name.as_str()).collect()
     }
 
+    /// How many tools of Google and Slack are compiled in, by the beginning of their names.
+    fn built_in_named(beginning: &str) -> usize {
+        let catalog = Catalog::load(&ToolsConfig::default(), &configs(&["google", "slack"])).unwrap();
+        names(&catalog).iter().filter(|name| name.starts_with(beginning)).count()
+    }
+
     /// Those of obo's own.
     fn own(catalog: &Catalog) -> Vec<&str> {
         catalog.tools().filter(|tool| tool.api().is_none()).map(|tool| tool.name.as_str()).collect()
@@ -497,17 +503,9 @@ mod tests {
     fn built_in_manifests_are_good() {
         let catalog = Catalog::load(&ToolsConfig::default(), &configs(&["google", "slack"])).unwrap();
         assert_eq!(catalog.problems(), []);
-        assert_eq!(
-            names(&catalog),
-            [
-                "Google.SearchEmails",
-                "Google.SendEmail",
-                "GoogleCalendar.CreateEvent",
-                "GoogleCalendar.ListEvents",
-                "Slack.ListChannels",
-                "Slack.PostMessage"
-            ]
-        );
+        for toolkit in ["Google.", "GoogleCalendar.", "GoogleDrive.", "Slack."] {
+            assert!(names(&catalog).iter().any(|name| name.starts_with(toolkit)), "{toolkit}");
+        }
         for tool in catalog.tools() {
             for spelling in [tool.name.as_str().to_owned(), tool.name.underscored()] {
                 assert_eq!(catalog.find(&spelling).map(|found| &found.name), Some(&tool.name));
@@ -658,7 +656,7 @@ mod tests {
     #[test]
     fn tools_of_providers_without_a_client_are_known_but_not_offered() {
         let catalog = Catalog::load(&ToolsConfig::default(), &configs(&["slack"])).unwrap();
-        assert_eq!(names(&catalog), ["Slack.ListChannels", "Slack.PostMessage"]);
+        assert!(names(&catalog).contains(&"Slack.PostMessage") && names(&catalog).len() == built_in_named("Slack."));
         assert!(!catalog.known_tools().any(|tool| tool.name.toolkit() == "Google"), "and not compiled");
         for name in ["Google.SendEmail", "Google_SendEmail"] {
             assert_eq!(catalog.waits_for(name).unwrap().id.as_str(), "google");
@@ -674,7 +672,9 @@ mod tests {
             let enable = Some(enable.iter().map(ToString::to_string).collect());
             Catalog::load(&ToolsConfig { dirs: Vec::new(), enable }, &configs(&["google"])).unwrap()
         };
-        assert_eq!(names(&load(&["Google.*"])), ["Google.SearchEmails", "Google.SendEmail"]);
+        let google = load(&["Google.*"]);
+        assert!(names(&google).iter().all(|name| name.starts_with("Google.")), "{:?}", names(&google));
+        assert_eq!(names(&google).len(), built_in_named("Google."));
         assert_eq!(names(&load(&["GoogleCalendar.ListEvents"])), ["GoogleCalendar.ListEvents"]);
         assert_eq!(names(&load(&[])), [""; 0]);
         let catalog = load(&["Google.SendMail", "Slack.*"]);
@@ -722,7 +722,7 @@ mod tests {
             assert!(catalog.problems()[0].reason.contains("obo's own"), "{name}: {:?}", catalog.problems());
             assert_eq!(own(&catalog).len(), 3, "{name}");
             assert!(catalog.find("Obo.Connect").unwrap().api().is_none(), "{name}");
-            assert_eq!(names(&catalog).len(), 6, "{name}");
+            assert_eq!(names(&catalog).len(), built_in_named(""), "{name}");
         }
     }
 
@@ -766,7 +766,7 @@ mod tests {
         ] {
             let catalog = Folder::with(&[("slack/any.toml", &broken)]).load();
             assert!(catalog.find("Slack.PostMessage").is_none(), "{broken}");
-            assert_eq!(names(&catalog).len(), 5);
+            assert_eq!(names(&catalog).len(), built_in_named("") - 1);
             assert_eq!(catalog.problems().len(), 1, "{:?}", catalog.problems());
             assert!(catalog.problems()[0].line.is_some(), "{:?}", catalog.problems());
         }
@@ -777,7 +777,7 @@ mod tests {
     #[test]
     fn a_broken_provider_hides_its_own_tools_only() {
         let catalog = Folder::with(&[("slack/provider.toml", "id = \"slack\"\nnam = \"x\"\n")]).load();
-        assert_eq!(names(&catalog).len(), 4);
+        assert_eq!(names(&catalog).len(), built_in_named("Google"));
         let problem = &catalog.problems()[0];
         assert_eq!((problem.line, problem.mend.as_str()), (Some(2), "did you mean \"name\"?"), "{problem}");
         let http = PROVIDER.replace("https://api.acme", "http://api.acme");

@@ -186,7 +186,7 @@ async fn a_site_that_is_not_clear_is_asked_for() {
         site("c2", "beta.atlassian.net", &["read:jira-work"]),
     ]));
     let several = ("invalid_arguments", "say which with `site`: acme.atlassian.net, beta.atlassian.net");
-    assert_fails(&at, "Jira.SearchIssues", search(json!({})), &[both.clone()], several).await;
+    assert_fails(&at, "Jira.SearchIssues", search(json!({})), std::slice::from_ref(&both), several).await;
     let none = ("invalid_arguments", "no such site");
     let other = search(json!({ "site": "gamma.atlassian.net" }));
     assert_fails(&at, "Jira.SearchIssues", other, &[both], none).await;

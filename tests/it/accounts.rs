@@ -238,11 +238,13 @@ async fn a_link_for_one_account_hints_at_it() {
         catalog.providers().map(|one| (one.id.as_str(), one.oauth.login_hint_param.as_deref())).collect();
     // Slack and others have none: their links name a workspace at most.
     let expected = [
+        ("atlassian", None),
         ("github", Some("login")),
         ("google", Some("login_hint")),
         ("hubspot", None),
         ("linear", None),
         ("microsoft", Some("login_hint")),
+        ("notion", None),
         ("salesforce", Some("login_hint")),
         ("slack", None),
     ];

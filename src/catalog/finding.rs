@@ -98,7 +98,11 @@ impl Finding {
     }
 
     pub(super) fn at_offset(mut self, text: &str, offset: usize) -> Self {
-        let before = &text[..text.floor_char_boundary(offset)];
+        let mut end = offset.min(text.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let before = &text[..end];
         self.line = Some(before.bytes().filter(|byte| *byte == b'\n').count() + 1);
         self.column = Some(before.rsplit('\n').next().unwrap_or_default().chars().count() + 1);
         self

@@ -14,8 +14,10 @@ use super::{Effect, Finding};
 #[serde(deny_unknown_fields)]
 pub struct ToolManifest {
     /// The tool's full name, `Toolkit.Verb`: each part a letter followed by letters and digits, 48 characters in all.
+    #[schemars(example = "GoogleCalendar.CreateEvent")]
     pub name: String,
     /// A short name for people, as in "Send an email".
+    #[schemars(example = "Send an email")]
     pub title: String,
     /// For the model that chooses among tools: what it does, when not to use it, formats, units, time zones.
     pub description: String,
@@ -55,7 +57,7 @@ pub struct ToolManifest {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StepManifest {
-    /// A name for the answer, which later programs read as `$name`. With `each`, that is the array of the answers.
+    /// A name for the answer (letters, digits and `_`), which later programs read as `$name`. With `each`, that is the array of the answers.
     #[serde(default)]
     pub bind: Option<String>,
     /// A jq program that yields an array. The request is made once for each of its elements (25 at most, 5 at a time),
@@ -80,6 +82,7 @@ pub struct RequestManifest {
     /// `{argument}`. The argument must be required or have a default, and be text, an integer or a boolean. It is
     /// percent-encoded. `{argument*}` is one that may have parts, as the path of a file has: each part between its '/' is
     /// a segment of its own. `{name}` may also be one of `path`.
+    #[schemars(example = "{calendar}/calendars/{calendar_id}/events")]
     pub url: String,
     /// Segments of the URL that are no arguments, by the name that stands there in braces: jq programs that yield text, an
     /// integer or a boolean. With them an id that an earlier step has found can be part of the URL.
@@ -92,13 +95,16 @@ pub struct RequestManifest {
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     /// The JSON body: a jq program.
+    #[schemars(example = "{summary, start: {dateTime: .start}}")]
     #[serde(default)]
     pub body: Option<String>,
     /// A form body (`application/x-www-form-urlencoded`): a jq program that yields an object of texts, numbers and
     /// booleans. Null leaves a field out, an array repeats it.
+    #[schemars(example = "{grant_type: \"x\", name}")]
     #[serde(default)]
     pub form: Option<String>,
     /// A plain text body: a jq program that yields text.
+    #[schemars(example = ".text")]
     #[serde(default)]
     pub text: Option<String>,
     /// A `multipart/form-data` body: a jq program that yields an array of parts,
@@ -151,8 +157,8 @@ impl Method {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResponseManifest {
-    /// A jq program over the answer of the last request, which may read the answers of earlier ones as `$name`, and the
-    /// arguments as `$input`.
+    /// A jq program over the answer of the last request: what the caller gets. It may read the answers of earlier ones as `$name`,
+    /// and the arguments as `$input`.
     pub value: String,
 }
 

@@ -12,6 +12,8 @@ use crate::support::mcp::{NEWEST, link_of, value_of};
 use crate::support::program::{Program, StdioClient};
 
 const TOOLS: &str = "[tools]\ndirs = [\"./tools\"]\n";
+/// After which nothing is expected any more; each of them comes within seconds.
+const LONG: std::time::Duration = std::time::Duration::from_secs(60);
 const CHANGED: &str = "notifications/tools/list_changed";
 
 const UPCOMING: &str = r#"name = "GoogleCalendar.Upcoming"
@@ -99,7 +101,9 @@ async fn a_file_that_is_dropped_is_a_tool_until_it_is_broken_or_removed() {
 
 /// Waits until the log of a client's server has said something this often.
 async fn until(client: &StdioClient, text: &str, times: usize) {
+    let begun = std::time::Instant::now();
     while client.log().matches(text).count() < times {
+        assert!(begun.elapsed() < LONG, "there was no {text}: {}", client.log());
         tokio::task::yield_now().await;
     }
 }
@@ -146,7 +150,9 @@ impl Events {
                     return line.trim_start_matches("data:").trim().to_owned();
                 }
             }
-            self.1.push_str(&self.0.next().await.unwrap_or_else(|| panic!("ended before {text}: {}", self.1)));
+            let chunk = tokio::time::timeout(LONG, self.0.next()).await;
+            let chunk = chunk.unwrap_or_else(|_| panic!("there was no {text}: {}", self.1));
+            self.1.push_str(&chunk.unwrap_or_else(|| panic!("ended before {text}: {}", self.1)));
         }
     }
 }

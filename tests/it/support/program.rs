@@ -154,10 +154,12 @@ impl StdioClient {
         }
     }
 
-    /// Waits for a notification.
+    /// Waits for a notification, and fails where none comes for a long time.
     pub async fn notification(&mut self, method: &str) -> Value {
         loop {
-            let line = self.lines.next_line().await.unwrap().unwrap_or_else(|| panic!("stdout ended: {}", self.log()));
+            let line = tokio::time::timeout(std::time::Duration::from_secs(60), self.lines.next_line()).await;
+            let line = line.unwrap_or_else(|_| panic!("there was no {method}: {}", self.log()));
+            let line = line.unwrap().unwrap_or_else(|| panic!("stdout ended: {}", self.log()));
             let message: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("not JSON-RPC: {e}: {line}"));
             if message["method"] == method {
                 return message;

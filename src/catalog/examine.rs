@@ -10,10 +10,15 @@ use std::sync::Arc;
 
 use jaq_core::load::lex::Lexer;
 use jaq_core::load::parse::Parser;
+use serde_json::{Map, Value, json};
 
 use super::finding::Finding;
 use super::tool::{Method, RequestManifest, ResponseManifest, StepManifest, ToolManifest};
-use super::{Effect, Provider, Tool};
+use super::{Effect, Provider, RESERVED, Tool};
+
+/// The most programs of a manifest that is taken apart: each part is a manifest to compile. The largest built-in one has a
+/// tenth of that.
+const MAX_PARTS: usize = 200;
 
 /// A manifest with one of its parts, and where that stands.
 struct Part {
@@ -26,11 +31,11 @@ struct Part {
 /// Everything that is wrong. `first` is what compiling the whole of it found.
 pub(super) fn all(manifest: ToolManifest, provider: &Arc<Provider>, first: Finding) -> Vec<Finding> {
     let compile = |manifest: ToolManifest| Tool::new(manifest, Arc::clone(provider)).err();
-    let bare = bare(&manifest, provider);
+    let mut bare = bare(&manifest, provider);
     let mut findings: Vec<Finding> = Vec::new();
     let mut add = |finding: Finding| {
-        // A part that several parts need fails in each of them.
-        if findings.iter().all(|other| other.reason != finding.reason || other != &finding) {
+        // What several parts need fails in each of them.
+        if !findings.contains(&finding) {
             findings.push(finding);
         }
     };
@@ -40,12 +45,12 @@ pub(super) fn all(manifest: ToolManifest, provider: &Arc<Provider>, first: Findi
             add(finding);
         }
     }
-    let sound = compile(bare.clone()).is_none();
-    for part in programs(&manifest, &bare) {
-        // Where not even the bare manifest compiles, nothing could be told from its parts.
-        if !sound {
-            break;
-        }
+    if compile(bare.clone()).is_some() {
+        // With a broken schema nothing compiles; what is left is judged by arguments of the same names.
+        bare.input = plain(&manifest.input);
+    }
+    let parts = if count(&manifest) > MAX_PARTS { Vec::new() } else { programs(&manifest, &bare) };
+    for part in parts {
         if let Some(finding) = compile(part.manifest) {
             let at = part.program.as_deref().and_then(|source| place_in(source, &finding.reason));
             add(match at {
@@ -58,6 +63,24 @@ pub(super) fn all(manifest: ToolManifest, provider: &Arc<Provider>, first: Findi
         findings.push(first);
     }
     findings
+}
+
+/// How many programs a manifest has, near enough.
+fn count(manifest: &ToolManifest) -> usize {
+    let requests = manifest.request.iter().chain(manifest.step.iter().map(|step| &step.request));
+    requests.map(|request| request.query.len() + request.headers.len()).sum::<usize>() + manifest.facts.len()
+}
+
+/// Arguments of the same names, which a URL may have.
+fn plain(input: &Map<String, Value>) -> Map<String, Value> {
+    let names = input.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+    let names: Vec<&String> = names.filter(|name| *name != RESERVED).collect();
+    let properties: Map<String, Value> =
+        names.iter().map(|name| ((*name).clone(), json!({ "type": "string" }))).collect();
+    match json!({ "type": "object", "required": names, "properties": properties }) {
+        Value::Object(plain) => plain,
+        _ => Map::new(),
+    }
 }
 
 /// The manifest with its name, texts, scopes and arguments, and one request that any provider has.
@@ -87,7 +110,7 @@ fn get(url: String) -> RequestManifest {
 fn heads(manifest: &ToolManifest, bare: &ToolManifest) -> Vec<Part> {
     let with = |change: &dyn Fn(&mut ToolManifest)| {
         let mut part = bare.clone();
-        part.input = serde_json::Map::from_iter([("type".to_owned(), "object".into())]);
+        part.input = Map::from_iter([("type".to_owned(), "object".into())]);
         change(&mut part);
         Part { manifest: part, path: Vec::new(), program: None }
     };

@@ -22,7 +22,7 @@ use crate::schema::nearest;
 #[serde(deny_unknown_fields, default)]
 pub struct ToolsConfig {
     /// Folders of manifests beside those compiled in: `DIR/<provider>/<tool>.toml`. A file may replace a built-in tool
-    /// of the same name; a broken one that does hides it.
+    /// of the same name; a broken one that does hides it. `obo serve` and `obo stdio` take up changes while they run.
     pub dirs: Vec<PathBuf>,
     /// The tools to offer: full names, or `Toolkit.*`. Default: all whose provider has a client, and obo's own (`Obo.*`).
     pub enable: Option<Vec<String>>,

@@ -132,6 +132,8 @@ expect = {}
             .replace("effect = \"read\"", "effect = \"write\""),
     );
     put(&program, "nobody/a.toml", GOOD);
+    let schema = GOOD.replace("GetThing", "Schema").replace("type = \"integer\"", "type = \"number of them\"");
+    put(&program, "google/schema.toml", &schema.replace("things/{id}", "things/{di}"));
     let ran = program.run(&["tools", "check"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     let text: String = steady(&program, &ran)

@@ -191,6 +191,16 @@ async fn the_built_in_catalog_has_nothing_to_mend() {
     assert_eq!(ran.code, 0, "{}", ran.stdout);
 }
 
+#[tokio::test]
+async fn the_cases_of_the_built_in_catalog_pass() {
+    let program = Program::new("");
+    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/tools");
+    let ran = program.run(&["tools", "test", tools]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stdout);
+    // None of them is left out because its file was.
+    assert!(ran.stdout.contains("ok      Google.SendEmail: "), "{}", ran.stdout);
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn what_anybody_may_write_is_not_served() {

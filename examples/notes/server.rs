@@ -15,9 +15,9 @@ use sha2::{Digest as _, Sha256};
 use url::form_urlencoded::Serializer;
 
 /// The client that is registered.
-pub const CLIENT_ID: &str = "obo-at-notes";
+pub(crate) const CLIENT_ID: &str = "obo-at-notes";
 /// Its secret. Everybody may know it: it opens nothing but this toy.
-pub const CLIENT_SECRET: &str = "notes-secret";
+pub(crate) const CLIENT_SECRET: &str = "notes-secret";
 
 /// How long an access token is good, in seconds. Nobody counts: a refresh is what is to be seen.
 const EXPIRES_IN_S: u64 = 300;
@@ -47,7 +47,7 @@ impl Notes {
 }
 
 /// The routes, for a client with this redirect URI.
-pub fn router(redirect_uri: String) -> Router {
+pub(crate) fn router(redirect_uri: String) -> Router {
     Router::new()
         .route("/oauth/authorize", get(authorize))
         .route("/oauth/approve", get(approve))
@@ -112,23 +112,28 @@ async fn token(State(notes): State<Arc<Notes>>, Form(sent): Form<Parameters>) ->
     .into_response()
 }
 
+/// What the API says went wrong.
+struct Failed(StatusCode, &'static str);
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "problem": self.1 }))).into_response()
+    }
+}
+
 /// Whose token a request has.
-fn user(notes: &Notes, headers: &HeaderMap) -> Result<String, Response> {
+fn user(notes: &Notes, headers: &HeaderMap) -> Result<String, Failed> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let user = bearer.and_then(|token| notes.kept().access_tokens.get(token).cloned());
-    user.ok_or_else(|| failed(StatusCode::UNAUTHORIZED, "the token is not valid"))
+    user.ok_or(Failed(StatusCode::UNAUTHORIZED, "the token is not valid"))
 }
 
-fn failed(status: StatusCode, problem: &str) -> Response {
-    (status, Json(json!({ "problem": problem }))).into_response()
-}
-
-async fn me(State(notes): State<Arc<Notes>>, headers: HeaderMap) -> Result<Json<Value>, Response> {
+async fn me(State(notes): State<Arc<Notes>>, headers: HeaderMap) -> Result<Json<Value>, Failed> {
     let user = user(&notes, &headers)?;
     Ok(Json(json!({ "id": format!("user-{user}"), "email": format!("{user}@notes.example.com") })))
 }
 
-async fn list(State(notes): State<Arc<Notes>>, headers: HeaderMap) -> Result<Json<Value>, Response> {
+async fn list(State(notes): State<Arc<Notes>>, headers: HeaderMap) -> Result<Json<Value>, Failed> {
     let user = user(&notes, &headers)?;
     let mine = |(id, (whose, text)): (usize, &(String, String))| {
         (*whose == user).then(|| json!({ "id": id + 1, "text": text, "internal": "of no use to a model" }))
@@ -140,10 +145,10 @@ async fn create(
     State(notes): State<Arc<Notes>>,
     headers: HeaderMap,
     Json(body): Json<Value>,
-) -> Result<Response, Response> {
+) -> Result<Response, Failed> {
     let user = user(&notes, &headers)?;
     let Some(text) = body["text"].as_str().filter(|text| !text.is_empty()) else {
-        return Err(failed(StatusCode::UNPROCESSABLE_ENTITY, "a note needs a text"));
+        return Err(Failed(StatusCode::UNPROCESSABLE_ENTITY, "a note needs a text"));
     };
     let mut kept = notes.kept();
     kept.notes.push((user, text.to_owned()));

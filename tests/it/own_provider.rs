@@ -18,7 +18,10 @@ async fn the_guide_to_a_provider_of_ones_own_works() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = listener.local_addr().unwrap();
     let mut program = Program::new("");
-    program.environment = vec![("HOME", program.dir.path().display().to_string())];
+    // `obo doctor` looks at the clients of a home folder: not of the one that this runs in.
+    let home = program.dir.path().display().to_string();
+    program.environment = ["HOME", "APPDATA"].map(|name| (name, home.clone())).to_vec();
+    program.environment.extend(["XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR"].map(|name| (name, String::new())));
     let router = notes::router(format!("http://127.0.0.1:{}/oauth/callback/notes", program.port));
     tokio::spawn(async move { axum::serve(listener, router).await });
 

@@ -31,7 +31,7 @@ use obo::oauth::{Account, Oauth, TokenAnswer};
 use obo::secret::Secret;
 use obo::store::postgres::PostgresStore;
 use obo::store::sqlite::SqliteStore;
-use obo::store::{Record, RecordKey, Store, Table, Write};
+use obo::store::{Record, RecordKey, Store, Table, Write, within};
 use obo::vault::{self, Grant, Vault};
 use rusqlite::{Connection, OpenFlags, params};
 use serde_json::{Value, json};
@@ -296,7 +296,8 @@ async fn fill(folder: &Path, store: Arc<dyn Store>, provider: &str, size: usize)
 
     let keys = keys.open().await.unwrap();
     let tenant = TenantId::default_tenant();
-    let made = store.get(Table::Grant, &key_of(&keys, 0)).await.unwrap().unwrap();
+    let rows = within(&store, &keys.owner_of_data_keys(&tenant));
+    let made = rows.get(Table::Grant, &key_of(&keys, 0)).await.unwrap().unwrap();
     let body = keys.unseal(&tenant, &vault::context(&person(0), &made.key), &made.sealed).await.unwrap();
     let body = std::str::from_utf8(body.expose()).unwrap().to_owned();
     assert_eq!(body.matches("user0000000").count(), 1);
@@ -313,7 +314,7 @@ async fn fill(folder: &Path, store: Arc<dyn Store>, provider: &str, size: usize)
             let record = Record { table: Table::Grant, key: *key, owner, generation: 0, expires_at: None, sealed };
             writes.push(Write::Insert(record));
         }
-        store.apply(writes).await.unwrap();
+        rows.apply(writes).await.unwrap();
     }
     Filled { keys, vault, google, first }
 }

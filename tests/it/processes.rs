@@ -34,18 +34,9 @@ async fn tools_are_listed_without_opening_any_key() {
     let listed = client.request("tools/list", json!({})).await;
     let names: Vec<&str> =
         listed["result"]["tools"].as_array().unwrap().iter().map(|tool| tool["name"].as_str().unwrap()).collect();
-    assert_eq!(
-        names,
-        [
-            "GoogleCalendar_CreateEvent",
-            "GoogleCalendar_ListEvents",
-            "Google_SearchEmails",
-            "Google_SendEmail",
-            "Obo_Connect",
-            "Obo_Disconnect",
-            "Obo_ListConnections"
-        ]
-    );
+    for name in ["GoogleCalendar_ListEvents", "Google_SendEmail", "Obo_Connect"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
     let called = client.call(SEND, mail("bob@example.com", "x")).await;
     assert_eq!(code_of(&called).as_deref(), Some("vault_unavailable"), "{called}");
     assert!(client.log().contains("NOT_SET_ANYWHERE"), "the log says which variable: {}", client.log());

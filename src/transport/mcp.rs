@@ -65,7 +65,7 @@ pub trait Handler: ServerHandler + Clone {
     }
 
     /// The tools of a `tools/list` result, written out, where that was or can be done once for all who see the same. A
-    /// request with these parts and [`WrittenOut`] in them is answered as if there were none, for its caller to put them
+    /// request with these parts and `WrittenOut` in them is answered as if there were none, for its caller to put them
     /// in.
     fn written_out(&self, _parts: &http::request::Parts) -> impl Future<Output = Option<Bytes>> + Send {
         std::future::ready(None)

@@ -297,8 +297,10 @@ fn load_tools(
         if purpose == Purpose::Check
             && let Ok(manifest) = source.text().and_then(parse_tool_manifest)
         {
-            let findings = lint::tool(&manifest, provider, &source.name);
-            problems.extend(findings.into_iter().map(|finding| source.problem(finding)));
+            let findings = lint::tool(&manifest, provider, &source.name).into_iter();
+            // Whoever has the program cannot add to what is compiled in.
+            let findings = findings.filter(|finding| !source.built_in || finding.level != Level::Hint);
+            problems.extend(findings.map(|finding| source.problem(finding)));
         }
     }
     if purpose == Purpose::Check {

@@ -78,6 +78,12 @@ fn json(ran: &Ran) -> Value {
 }
 
 #[tokio::test]
+async fn there_is_nothing_to_say_of_what_is_compiled_in() {
+    let ran = Program::new("").run(&["tools", "check"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "0 errors, 0 warnings, 0 hints\n"), "{ran:?}");
+}
+
+#[tokio::test]
 async fn everything_in_all_files_is_named_at_once() {
     let program = Program::new(GOOGLE);
     put(&program, "google/get-thing.toml", GOOD);

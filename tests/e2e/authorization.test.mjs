@@ -426,6 +426,9 @@ describe("a person with an obo token", () => {
     try {
       const client = await ByHand.register(place, "By keyboard", "com.example.editor://obo/callback");
       await own.page.goto(client.url());
+      // The field has the keyboard without anybody's doing, once the page is there.
+      const focused = () => own.page.locator("input[name=token]:focus").waitFor();
+      await focused();
       await own.page.keyboard.type(token);
       await own.enter();
       assert.match(await own.look("token-keyboard-consent"), /Let an app act for you\?/);
@@ -435,6 +438,7 @@ describe("a person with an obo token", () => {
       const answer = await client.sent(() => own.page.keyboard.press("Enter"));
       assert.equal(await client.exchange(answer), 200);
       await own.page.goto(`${place.url}/account`);
+      await focused();
       await own.page.keyboard.type(token);
       await own.enter();
       await own.look("token-keyboard-account");

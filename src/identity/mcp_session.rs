@@ -68,13 +68,16 @@ impl McpSessions {
         self.store.apply(vec![Write::Insert(record)]).await.map_err(store_failure)
     }
 
-    /// The revision of a session, where there is one and it is this person's.
+    /// The revision of a session, where there is one and it is this person's. Gives it more time.
     ///
     /// # Errors
     /// `vault_unavailable`.
     pub async fn find(&self, id: &str, person: &Person) -> Result<Option<String>, Failure> {
-        let kept = self.read(id).await?;
-        Ok(kept.filter(|(_, kept)| kept.person == *person).map(|(_, kept)| kept.revision))
+        let Some((record, kept)) = self.read(id).await?.filter(|(_, kept)| kept.person == *person) else {
+            return Ok(None);
+        };
+        self.renew(record).await?;
+        Ok(Some(kept.revision))
     }
 
     /// The parameters that a session was begun with. Whoever asks has made sure whose it is.
@@ -91,17 +94,22 @@ impl McpSessions {
     /// `vault_unavailable`.
     pub async fn goes_on(&self, id: &str) -> Result<bool, Failure> {
         let Some((record, _)) = self.read(id).await? else { return Ok(false) };
+        self.renew(record).await?;
+        Ok(true)
+    }
+
+    async fn renew(&self, record: Record) -> Result<(), Failure> {
         let now = self.clock.now();
         let left = record.expires_at.map_or(Duration::ZERO, |end| remaining(now, end));
-        if left < IDLE.mul_f64(RENEWED_BELOW) {
-            let renewed = Record { expires_at: Some(later(now, IDLE)), ..record };
-            match self.store.apply(vec![Write::Replace(renewed)]).await {
-                // Somebody else gave it more time, or ended it, which is seen next time.
-                Ok(()) | Err(StoreError::Conflict) => {}
-                Err(error) => return Err(store_failure(error)),
-            }
+        if left >= IDLE.mul_f64(RENEWED_BELOW) {
+            return Ok(());
         }
-        Ok(true)
+        let renewed = Record { expires_at: Some(later(now, IDLE)), ..record };
+        match self.store.apply(vec![Write::Replace(renewed)]).await {
+            // Somebody else gave it more time, or ended it, which is seen next time.
+            Ok(()) | Err(StoreError::Conflict) => Ok(()),
+            Err(error) => Err(store_failure(error)),
+        }
     }
 
     /// Ends a session, for every process.

@@ -139,9 +139,10 @@ async fn a_session_ends_when_it_is_not_used_and_lasts_while_it_is() {
     let obo = TestObo::start().await;
     let other = beside(&obo).await;
     let alice = Client::of(&obo, "alice").await.begin(&obo.base).await;
-    for _ in 0..4 {
+    // Also when each use is at a process that has not seen it before.
+    for base in [&obo.base, &other, &beside(&obo).await, &beside(&obo).await, &obo.base] {
         obo.clock.advance(Duration::from_secs(3 * 3600));
-        assert_eq!(alice.tools(&obo.base).await.0, 200);
+        assert_eq!(alice.tools(base).await.0, 200);
     }
     assert_eq!(alice.tools(&other).await.0, 200);
     obo.clock.advance(Duration::from_secs(8 * 3600));
@@ -153,16 +154,16 @@ async fn a_session_ends_when_it_is_not_used_and_lasts_while_it_is() {
 #[tokio::test]
 async fn what_is_too_long_to_be_kept_stays_where_it_began() {
     let obo = TestObo::start().await;
-    let other = beside(&obo).await;
+    let (here, other) = (beside(&obo).await, beside(&obo).await);
     let client = Client::of(&obo, "alice").await;
     let params = json!({
         "protocolVersion": REVISION,
         "capabilities": {},
         "clientInfo": { "name": "x".repeat(64 << 10), "version": "3" },
     });
-    let (status, _, session) = client.post(&obo.base, "initialize", params).await;
+    let (status, _, session) = client.post(&here, "initialize", params).await;
     let client = Client { session, ..client };
     assert_eq!(status, 200);
-    assert_eq!(client.tools(&obo.base).await.0, 200);
+    assert_eq!(client.tools(&here).await.0, 200);
     assert_eq!(client.tools(&other).await.0, 404);
 }

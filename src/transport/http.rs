@@ -212,11 +212,11 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
         } else {
             self.session(&parts.headers, &caller).await?;
         }
-        let ended = if deletes { named(&parts.headers).map(str::to_owned) } else { None };
-        let response = self.forward(caller, Request::from_parts(parts, Body::empty())).await;
-        if let Some(id) = ended {
-            self.end_kept(&id).await;
+        // First: a client that goes away in between must not leave one that others can go on with.
+        if deletes && let Some(id) = named(&parts.headers) {
+            self.end_kept(id).await;
         }
+        let response = self.forward(caller, Request::from_parts(parts, Body::empty())).await;
         // Some clients take 202 for a failure to end the session.
         if deletes && response.status() == StatusCode::ACCEPTED {
             return Ok(StatusCode::OK.into_response());
@@ -264,8 +264,11 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
         let (person, params) = (caller.person().clone(), params_of(&body));
         let response = self.forward_message(caller, parts, body, message).await;
         if let Some(id) = response.headers().get(SESSION_ID).and_then(|id| id.to_str().ok()) {
-            let kept = self.keep(id, &person, message, params).await;
-            slot.bind(id, &negotiated(message), Link::Streamable { kept });
+            // Before anything is waited for: one that nobody is bound to would count for nobody.
+            slot.bind(id, &negotiated(message), Link::Streamable { kept: false });
+            if self.keep(id, &person, message, params).await {
+                self.sessions.note_kept(id);
+            }
             // It may have ended before it was bound, and will then not be removed a second time.
             if !self.manager.has_session(&id.into()).await.unwrap_or(false) {
                 self.sessions.remove(id);
@@ -317,10 +320,10 @@ impl<S: Service, H: Handler> Endpoint<S, H> {
         })?;
         match evicted {
             Some(Evicted { id, link: Link::Streamable { .. } }) => {
-                self.end_kept(&id).await;
-                if let Err(error) = self.manager.close_session(&id.into()).await {
+                if let Err(error) = self.manager.close_session(&id.as_str().into()).await {
                     tracing::warn!(%error, "http.session_not_closed");
                 }
+                self.end_kept(&id).await;
             }
             Some(Evicted { link: Link::Stream { end, .. }, .. }) => end.cancel(),
             None => {}

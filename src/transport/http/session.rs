@@ -115,6 +115,13 @@ impl Sessions {
         Some((entry.revision.clone(), entry.link.clone()))
     }
 
+    /// Notes that other processes can go on with a session from now on, and end it.
+    pub(super) fn note_kept(&self, id: &str) {
+        if let Some(entry) = self.lock().by_id.get_mut(id) {
+            entry.link = Link::Streamable { kept: true };
+        }
+    }
+
     /// Forgets a session that has ended.
     pub(super) fn remove(&self, id: &str) {
         self.lock().remove(id);
